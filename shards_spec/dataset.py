@@ -1,0 +1,85 @@
+"""dataset.json: what a complete dataset folder says of itself."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shards_spec.atomic import atomic_path
+from shards_spec.errors import UserError
+from shards_spec.sample import SPEC_VERSION
+from shards_spec.tables import plan_path
+
+DATASET_FILE = "dataset.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """One line of dataset.json's shard list."""
+
+    name: str  # file name of the tar
+    samples: int
+    failed: int
+    bytes: int
+    sha256: str  # of the tar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """The facts of a complete dataset.
+
+    `mean` and `std` are over the valid fbank rows of all samples, as stored.
+    `fingerprint` names the exact bytes: sha256 over the shard hashes, in order.
+    """
+
+    recipe: dict[str, Any]
+    samples: int
+    failed: int
+    failures: dict[str, int]
+    shards: list[ShardInfo]
+    classes: list[dict[str, Any]]  # index, mid, name
+    mean: float
+    std: float
+    fingerprint: str
+    versions: dict[str, str]  # of the libraries that made the bytes
+    spec_version: int = SPEC_VERSION
+
+
+def fingerprint(shards: list[ShardInfo]) -> str:
+    """sha256, in hex, over the shards' sha256 in order."""
+    return hashlib.sha256("\n".join(s.sha256 for s in shards).encode()).hexdigest()
+
+
+def write_dataset(folder: Path, dataset: Dataset) -> None:
+    """Writes dataset.json, the last file of a dataset."""
+    with atomic_path(folder / DATASET_FILE) as temporary:
+        temporary.write_text(json.dumps(asdict(dataset), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_dataset(folder: Path) -> Dataset:
+    """Reads dataset.json.
+
+    Raises:
+        UserError: the folder is missing, unfinished, or no dataset of this format.
+    """
+    path = folder / DATASET_FILE
+    if not folder.is_dir():
+        raise UserError(f"dataset {folder} does not exist: give the folder that make-shards wrote")
+    if not path.is_file():
+        if plan_path(folder).is_file():
+            raise UserError(
+                f"dataset {folder} is unfinished (no {DATASET_FILE}): run the same make-shards command again"
+            )
+        raise UserError(f"{folder} is no dataset (no {DATASET_FILE}): give the folder that make-shards wrote")
+    try:
+        facts = json.loads(path.read_text())
+        version = facts["spec_version"]
+        if version != SPEC_VERSION:
+            raise UserError(f"{path} has spec_version {version}, this program reads {SPEC_VERSION}")
+        facts["shards"] = [ShardInfo(**shard) for shard in facts["shards"]]
+        return Dataset(**facts)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error!r}): remove it and run the same make-shards command again"
+        ) from error
