@@ -1,0 +1,139 @@
+"""Everything a training run can be told, and the presets. The command line of train.py is generated from this.
+
+TrainConfig        what train.py takes; `model` and `optimizer` are nested
+parse_arguments    --preset and --variant choose the defaults, every other flag overrides them
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import tyro
+
+from shards_spec.errors import UserError
+from training.model.config import (
+    CrossMAEConfig,
+    config_to_dict,
+    crossmae_base,
+    crossmae_large,
+    crossmae_small,
+    crossmae_tiny,
+    with_variant,
+)
+
+Preset = Literal["crossmae-base", "crossmae-large", "crossmae-small", "crossmae-tiny"]
+Variant = Literal["crossmae", "cl-av", "selfmae", "cl-selfmae", "cl-crosscdtmae", "cl-crossembmae"]
+MixedPrecision = Literal["no", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam as the paper's section A.3 gives it; what it leaves open follows MAE."""
+
+    lr: float = 2e-5
+    """Peak learning rate, absolute ("a learning rate set to 2e-5")."""
+    weight_decay: float = 0.05
+    """Decoupled (AdamW); none on biases, norms, tokens and queries."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """As MAE pre-training."""
+    warmup: float = 0.05
+    """Share of the steps in which the rate rises linearly from 0; it then falls to 0 along a half cosine."""
+    clip_grad: float | None = None
+    """Largest norm of the gradient, None for no limit."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"--optimizer.warmup is a share of the steps, 0 to 1, got {self.warmup}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Trains CrossMAE on a dataset that make-shards wrote: accelerate launch train.py --data DIR --out RUN."""
+
+    data: Path
+    """Dataset folder, complete."""
+    out: Path
+    """Run folder; continued where it stopped if it holds checkpoints (see --resume)."""
+    preset: Preset = "crossmae-base"
+    """Model size and the settings that go with it."""
+    variant: Variant = "crossmae"
+    """Row of the paper's Table 2."""
+    steps: int | None = None
+    """Optimizer steps in all. Default: as many as --epochs needs."""
+    epochs: float = 30
+    """Passes over the dataset, unless --steps is given (the paper: 30)."""
+    batch_size: int = 512
+    """Samples a step over all processes (the paper: 512)."""
+    device_batch_size: int | None = None
+    """Samples a process takes at once; its share of the batch is accumulated from pieces of this size.
+    The contrastive loss then sees the pieces only. Default: the whole share."""
+    workers: int = 2
+    """Loader processes of each training process; 0 loads in the training process."""
+    seed: int = 0
+    """Of weights, order of samples, and every random choice for a sample."""
+    resume: Literal["auto", "never"] | Path = "auto"
+    """auto: from the newest whole checkpoint in --out, if any; never: refuse a run folder in use; or a checkpoint."""
+    save_every: int = 500
+    """Steps between checkpoints; one more is written at the end."""
+    keep: int = 3
+    """Checkpoints kept."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    trace_keys: bool = False
+    """Write the keys of every step to keys-rankN.jsonl."""
+    mixed_precision: MixedPrecision | None = None
+    """Default: what `accelerate launch` was told, else no."""
+    compile: bool = False
+    """torch.compile the model."""
+    fbank_mean: float | None = None
+    """For normalising fbanks. Default: the dataset's own, from dataset.json."""
+    fbank_std: float | None = None
+    model: CrossMAEConfig = field(default_factory=crossmae_base)
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "device_batch_size", "save_every", "keep", "log_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if self.workers < 0:
+            raise ValueError(f"--workers must be at least 0, got {self.workers}")
+        if self.epochs <= 0:
+            raise ValueError(f"--epochs must be above 0, got {self.epochs}")
+        if self.fbank_std is not None and self.fbank_std <= 0:
+            raise ValueError(f"--fbank-std must be above 0, got {self.fbank_std}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values of every field, as config.json holds them."""
+        plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
+        return plain | {"model": config_to_dict(self.model), "optimizer": asdict(self.optimizer)}
+
+
+_PRESETS: dict[Preset, Callable[[], CrossMAEConfig]] = {
+    "crossmae-base": crossmae_base,
+    "crossmae-large": crossmae_large,
+    "crossmae-small": crossmae_small,
+    "crossmae-tiny": crossmae_tiny,
+}
+assert set(_PRESETS) == set(get_args(Preset))
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> TrainConfig:
+    """The configuration that the command line asks for.
+
+    Raises:
+        UserError: contradictory values.
+        SystemExit: unknown or malformed options (status 2), or --help.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", choices=get_args(Preset), default="crossmae-base")
+    first.add_argument("--variant", choices=get_args(Variant), default="crossmae")
+    chosen, _ = first.parse_known_args(arguments)
+    model = with_variant(_PRESETS[chosen.preset](), chosen.variant)
+    default = TrainConfig(data=tyro.MISSING, out=tyro.MISSING, model=model)  # MISSING: these two must be given
+    try:
+        return tyro.cli(TrainConfig, args=arguments, default=default, prog="train.py", use_underscores=False)
+    except ValueError as error:
+        raise UserError(str(error)) from error

@@ -1,0 +1,310 @@
+"""Every choice of the model, beside the text of the paper that it reads; its sizes; the variants of Table 2.
+
+Sections, equations and tables are those of CrossMAE (CVPR 2024); "A.3" and the like are its supplement's.
+"""
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from training.model.patches import FBANK_TOKENS, IMAGE_TOKENS
+
+AudioStrategy = Literal["random", "time", "frequency", "time-frequency"]
+LossOn = Literal["masked", "visible", "all"]
+Reduction = Literal["mean", "patch_sum"]
+Queries = Literal["learnable", "sincos", "zeros", "tokens"]
+
+
+def kept_count(total: int, ratio: float) -> int:
+    """`ratio` of `total`, rounded, halves up: 0.25 of 196 is 49, of 49 is 12."""
+    return int(total * ratio + 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """The ViT of each modality (Sec. 4.1: "ViT-B/16 model as the backbone by default")."""
+
+    dim: int = 768
+    """Width."""
+    depth: int = 12
+    """Blocks."""
+    heads: int = 12
+    """Attention heads."""
+
+    def __post_init__(self) -> None:
+        _check_sizes("encoder", width=self.dim, depth=self.depth, heads=self.heads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig:
+    """Random masking (eqs. 3 and 4)."""
+
+    image_ratio: float = 0.75
+    """Share of the 196 image tokens hidden (Sec. 4.1: "0.75 for random masking ratio")."""
+    audio_ratio: float = 0.75
+    """Share of the 512 audio tokens hidden (A.3)."""
+    audio_strategy: AudioStrategy = "random"
+    """How the spectrogram is masked (supplement, Fig. 2)."""
+
+    def __post_init__(self) -> None:
+        _check_literals("mask", self)
+        for name, tokens in (("image", IMAGE_TOKENS), ("audio", FBANK_TOKENS)):
+            ratio = getattr(self, f"{name}_ratio")
+            if not (0 <= ratio < 1 and kept_count(tokens, 1 - ratio) >= 1):
+                raise ValueError(f"mask.{name}_ratio is {ratio}: allowed are 0 to below 1, with a token left visible")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentiveConfig:
+    """Attentive Tokens (eqs. 5 and 6)."""
+
+    image_ratio: float = 0.25
+    """Share of the image tokens taken: "the top 25% of tokens"; 0 builds no cross-attention in the audio decoder."""
+    audio_ratio: float = 0.25
+    """Share of the audio tokens taken; 0 builds no cross-attention in the image decoder."""
+    base: Literal["visible", "patches"] = "visible"
+    """Share of what. "25% of the patch number" (`patches`) would be all visible tokens at a mask ratio of 0.75."""
+    score: Literal["attention", "cosine"] = "attention"
+    """"The highest attention to the [CLS] token" in "the last layer block", or the letter of eq. 5: sim([CLS], a)."""
+    kind: Literal["attentive", "zeros", "random"] = "attentive"
+    """What the other decoder is given: Table 6's "Attentive Tokens", "zero vectors" or "random tokens"."""
+
+    def __post_init__(self) -> None:
+        _check_literals("attentive", self)
+        for name in ("image_ratio", "audio_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"attentive.{name} is {getattr(self, name)}: allowed are 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastConfig:
+    """The contrastive loss (eq. 1)."""
+
+    enabled: bool = True
+    """Whether there is one (Table 2)."""
+    weight: float = 0.1
+    """Lambda of eq. 13 (Sec. 4.1: "lambda = 0.1")."""
+    temperature: float = 0.1
+    """Tau of eq. 1; the paper gives no value. 0.1 is MAViL's, whose words on lambda it shares."""
+    learnable_temperature: bool = False
+    """Learn tau, from `temperature` on."""
+    pooling: Literal["mean", "cls", "mlp"] = "mean"
+    """"Global features": mean of the visible patch tokens, the [CLS] token, or the mean through an MLP head."""
+    reduction: Literal["sum", "mean"] = "sum"
+    """Eq. 1 sums both directions."""
+    negatives: Literal["global", "local"] = "global"
+    """Other clips of the global batch, or of this process only."""
+
+    def __post_init__(self) -> None:
+        _check_literals("contrast", self)
+        if self.temperature <= 0:
+            raise ValueError(f"contrast.temperature is {self.temperature}: allowed are numbers above 0")
+        if self.weight <= 0:
+            raise ValueError(
+                f"contrast.weight is {self.weight}: allowed are numbers above 0 (to leave it out: enabled)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelConfig:
+    """Pixel reconstruction: vanilla, or cross-conditioned (Sec. 3.2)."""
+
+    target: Literal["none", "self", "cross"] = "cross"
+    """No pixel loss, MAE's own (SelfMAE), or conditioned on the other side's Attentive Tokens (eqs. 7 to 9)."""
+    conditioning: Literal["first", "every_block"] = "first"
+    """Where the cross-attention stands: on the visible tokens before the decoder (eqs. 7 and 8), or in each block."""
+    dim: int = 512
+    """Width of the decoders ("following MAE")."""
+    depth: int = 8
+    """Blocks of the decoders."""
+    heads: int = 16
+    """Attention heads of the decoders."""
+    loss_on: LossOn = "masked"
+    """Patches that count. Eq. 9: those "that have not been masked" (`visible`); MAE, which it extends: `masked`."""
+    norm_pix: bool = True
+    """Targets normalised a patch (MAE); the paper is silent."""
+    reduction: Reduction = "mean"
+    """Mean over all values, or eq. 2's letter: sum over a patch's values, mean over patches."""
+
+    def __post_init__(self) -> None:
+        _check_literals("pixel", self)
+        _check_sizes("pixel", width=self.dim, depth=self.depth, heads=self.heads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingConfig:
+    """Cross-Embedding Reconstruction (Sec. 3.3)."""
+
+    enabled: bool = True
+    """Whether there is one (Table 2)."""
+    dim: int = 512
+    """Width of the decoders."""
+    depth: int = 4
+    """Blocks of the decoders ("several blocks")."""
+    heads: int = 16
+    """Attention heads of the decoders."""
+    queries: Queries = "learnable"
+    """Table 7: Learnable Queries, fixed sin-cos positions, the "empty query" (`zeros`), or sin-cos positions to which
+    the Attentive Tokens of the modality to be rebuilt are added (`tokens`, the ablation that fails)."""
+    targets: Literal["online", "visible_only"] = "online"
+    """"Complete original features": the encoder on the full input, or on its visible tokens only."""
+    target_gradient: bool = False
+    """Whether gradients pass into the targets."""
+    normalise: Literal["token", "feature"] = "token"
+    """"Normalized": each token by its own mean and variance, or each feature by the batch's (which keeps the features
+    from shrinking to one shared direction)."""
+    reduction: Reduction = "mean"
+    """As of the pixel loss (eq. 2)."""
+
+    def __post_init__(self) -> None:
+        _check_literals("embedding", self)
+        _check_sizes("embedding", width=self.dim, depth=self.depth, heads=self.heads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossMAEConfig:
+    """CrossMAE: the model of the paper's Fig. 2, ViT-B/16 unless said otherwise."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    attentive: AttentiveConfig = field(default_factory=AttentiveConfig)
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    pixel: PixelConfig = field(default_factory=PixelConfig)
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+
+    def __post_init__(self) -> None:
+        if not self.contrast.enabled and self.pixel.target == "none" and not self.embedding.enabled:
+            raise ValueError(
+                "no loss is left: contrast.enabled and embedding.enabled are False and pixel.target is 'none'; "
+                f"allowed are the variants {', '.join(VARIANTS)} and any other with one loss or more"
+            )
+        for name, tokens in (("image", IMAGE_TOKENS), ("audio", FBANK_TOKENS)):
+            self._check_modality(name, tokens)
+
+    def _check_modality(self, name: str, tokens: int) -> None:
+        masked, top = getattr(self.mask, f"{name}_ratio"), getattr(self.attentive, f"{name}_ratio")
+        visible = kept_count(tokens, 1 - masked)
+        if top > 0 and not 1 <= self.attentive_count(top, visible, tokens) <= visible:
+            raise ValueError(
+                f"attentive.{name}_ratio is {top} of the {self.attentive.base} tokens, which gives "
+                f"{self.attentive_count(top, visible, tokens)}: allowed are 0 (none at all), or what gives 1 to {visible}, "
+                "the visible tokens"
+            )
+        if self.pixel.target != "none" and self.pixel.loss_on == "masked" and visible == tokens:
+            raise ValueError(
+                f"mask.{name}_ratio is {masked}, which hides no patch, but pixel.loss_on is 'masked': "
+                "allowed are a ratio that hides one, or loss_on 'visible' or 'all'"
+            )
+        if self.embedding.enabled and self.embedding.queries == "tokens" and top == 0:
+            raise ValueError(
+                f"embedding.queries is 'tokens', but attentive.{name}_ratio is 0: allowed are ratios above 0, "
+                "or queries learnable, sincos, zeros"
+            )
+
+    def attentive_count(self, ratio: float, visible: int, tokens: int) -> int:
+        """k of eqs. 5 and 6, of a modality with so many visible tokens among so many."""
+        return kept_count(visible if self.attentive.base == "visible" else tokens, ratio)
+
+
+# Table 2, as values of three switches: contrastive loss, pixel loss, embedding loss.
+VARIANTS: dict[str, tuple[bool, Literal["none", "self", "cross"], bool]] = {
+    "crossmae": (True, "cross", True),
+    "cl-av": (True, "none", False),
+    "selfmae": (False, "self", False),
+    "cl-selfmae": (True, "self", False),
+    "cl-crosscdtmae": (True, "cross", False),
+    "cl-crossembmae": (True, "none", True),
+}
+
+
+def with_variant(config: CrossMAEConfig, name: str) -> CrossMAEConfig:
+    """The config as a row of Table 2."""
+    if name not in VARIANTS:
+        raise ValueError(f"variant is {name!r}: allowed are {', '.join(VARIANTS)}")
+    contrast, pixel, embedding = VARIANTS[name]
+    return replace(
+        config,
+        contrast=replace(config.contrast, enabled=contrast),
+        pixel=replace(config.pixel, target=pixel),
+        embedding=replace(config.embedding, enabled=embedding),
+    )
+
+
+def crossmae_base() -> CrossMAEConfig:
+    """ViT-B/16 encoders (Sec. 4.1), MAE's decoders: the paper's model."""
+    return CrossMAEConfig()
+
+
+def crossmae_large() -> CrossMAEConfig:
+    """ViT-L/16 encoders (Table 4); MAE keeps its decoders for them."""
+    return CrossMAEConfig(encoder=EncoderConfig(dim=1024, depth=24, heads=16))
+
+
+def crossmae_small() -> CrossMAEConfig:
+    """ViT-S/16 encoders and half-size decoders: for one GPU. Not in the paper."""
+    return CrossMAEConfig(
+        encoder=EncoderConfig(dim=384, depth=12, heads=6),
+        pixel=PixelConfig(dim=256, depth=4, heads=8),
+        embedding=EmbeddingConfig(dim=256, depth=2, heads=8),
+    )
+
+
+def crossmae_tiny() -> CrossMAEConfig:
+    """For tests, and for training on a CPU. Not in the paper."""
+    return CrossMAEConfig(
+        encoder=EncoderConfig(dim=128, depth=4, heads=4),
+        pixel=PixelConfig(dim=64, depth=2, heads=4),
+        embedding=EmbeddingConfig(dim=64, depth=2, heads=4),
+    )
+
+
+SIZES = {"base": crossmae_base, "large": crossmae_large, "small": crossmae_small, "tiny": crossmae_tiny}
+
+
+def config_to_dict(config: CrossMAEConfig) -> dict[str, Any]:
+    """The config as JSON values."""
+    return asdict(config)
+
+
+def config_from_dict(values: dict[str, Any]) -> CrossMAEConfig:
+    """The config of `config_to_dict`; the missing takes its default, the unknown or of a wrong type is refused."""
+    config = _from_dict(CrossMAEConfig, values, "")
+    assert isinstance(config, CrossMAEConfig)
+    return config
+
+
+def _from_dict(cls: type, values: Any, path: str) -> Any:
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.rstrip('.') or 'config'} is {values!r}: allowed is a mapping of its fields")
+    types_ = get_type_hints(cls)
+    unknown = [f"{path}{name}" for name in values if name not in types_]
+    if unknown:
+        raise ValueError(f"unknown in the model's config: {', '.join(unknown)}; allowed are {', '.join(types_)}")
+    return cls(**{name: _value(types_[name], value, f"{path}{name}") for name, value in values.items()})
+
+
+def _value(kind: Any, value: Any, path: str) -> Any:
+    if is_dataclass(kind):
+        assert isinstance(kind, type)
+        return _from_dict(kind, value, f"{path}.")
+    if kind is float and type(value) is int:  # JSON writers may drop the point of 1.0
+        return float(value)
+    if isinstance(kind, type) and type(value) is not kind:
+        raise ValueError(f"{path} is {value!r}: allowed is a value of type {kind.__name__}")
+    return value
+
+
+def _check_literals(section: str, config: Any) -> None:
+    hints = get_type_hints(type(config))
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if get_origin(hints[f.name]) is Literal and value not in get_args(hints[f.name]):
+            raise ValueError(f"{section}.{f.name} is {value!r}: allowed are {', '.join(get_args(hints[f.name]))}")
+
+
+def _check_sizes(section: str, *, width: int, depth: int, heads: int) -> None:
+    if depth < 1:
+        raise ValueError(f"{section}.depth is {depth}: allowed are 1 and more")
+    if width < 4 or width % 4:
+        raise ValueError(f"{section}.dim is {width}: allowed are multiples of 4 (2-D sin-cos positions)")
+    if heads < 1 or width % heads:
+        raise ValueError(f"{section}.heads is {heads}: allowed are divisors of {section}.dim, which is {width}")

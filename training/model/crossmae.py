@@ -1,0 +1,220 @@
+"""CrossMAE: Cross-Modality Masked Autoencoders for Region-Aware Audio-Visual Pre-Training (Guo et al., CVPR 2024).
+
+L = lambda * L_contrast + L_cross-cdt + L_cross-emb (eq. 13), each half of a reconstruction loss a part of its own.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from training.model.attentive import attentive_places, attentive_tokens
+from training.model.blocks import put, take
+from training.model.config import CrossMAEConfig
+from training.model.contrast import Contrast
+from training.model.decoders import EmbeddingDecoder, PixelDecoder
+from training.model.encoder import Encoder, Features
+from training.model.losses import embedding_loss, patch_statistics, pixel_loss
+from training.model.masking import AUDIO_ATTENTIVE, IMAGE_ATTENTIVE, Mask, mask_audio, mask_image
+from training.model.patches import (
+    FBANK_GRID,
+    FBANK_SHAPE,
+    IMAGE_CHANNELS,
+    IMAGE_GRID,
+    IMAGE_SHAPE,
+    IMAGE_TOKENS,
+    PATCH,
+    patchify_fbank,
+    patchify_image,
+)
+
+
+@dataclass(frozen=True)
+class CrossMAEOutput:
+    """The loss of a batch."""
+
+    loss: Tensor  # scalar, eq. 13
+    parts: dict[str, Tensor]  # unweighted scalars without gradient: contrast, cdt_audio, cdt_visual, emb_audio, ...
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """One modality's pixels as rebuilt, for pictures."""
+
+    patches: Tensor  # [B, N, P], in the units of the input
+    is_masked: Tensor  # [B, N] bool, True = hidden from the encoder
+    is_attentive: Tensor  # [B, N] bool, True = an Attentive Token of this modality
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Both modalities' pixels as rebuilt."""
+
+    image: Reconstructed  # N = 196, P = 768
+    audio: Reconstructed  # N = 512, P = 256
+
+
+@dataclass(frozen=True)
+class View:
+    """One modality as its encoder sees it: masked."""
+
+    features: Features  # of the V visible tokens
+    mask: Mask
+    places: Tensor  # [B, K] int64, the Attentive Tokens' places among the visible ones
+    attentive: Tensor  # [B, K, D], the Attentive Tokens
+
+
+class CrossMAE(nn.Module):
+    """The model of Fig. 2. What the config does not use is not built."""
+
+    def __init__(self, config: CrossMAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder = Encoder(config.encoder, shape=IMAGE_SHAPE, channels=IMAGE_CHANNELS)
+        self.audio_encoder = Encoder(config.encoder, shape=FBANK_SHAPE, channels=1)
+        self.contrast = Contrast(config.contrast, config.encoder.dim) if config.contrast.enabled else None
+        self.image_decoder = self._pixel_decoder(IMAGE_GRID, IMAGE_CHANNELS, config.attentive.audio_ratio)
+        self.audio_decoder = self._pixel_decoder(FBANK_GRID, 1, config.attentive.image_ratio)
+        self.image_from_audio = self._embedding_decoder(IMAGE_GRID)
+        self.audio_from_image = self._embedding_decoder(FBANK_GRID)
+
+    def forward(self, image: Tensor, fbank: Tensor, seeds: Tensor) -> CrossMAEOutput:
+        """The loss of B pairs.
+
+        Args:
+            image: [B, 3, 224, 224] float, normalised.
+            fbank: [B, 1024, 128] float, time first, normalised.
+            seeds: [B] int64: a sample's masks are a function of its seed alone.
+        """
+        image_view, audio_view = self.see_image(image, seeds), self.see_audio(fbank, seeds)  # mask, encode, attend
+        parts: dict[str, Tensor] = {}
+        if self.contrast is not None:
+            parts["contrast"] = self.contrast(audio_view.features, image_view.features)  # eq. 1
+        if self.config.pixel.target != "none":
+            pixels = self.decode_pixels(image_view, audio_view)  # eqs. 7, 8
+            parts["cdt_visual"] = self.pixel_loss(pixels[0], patchify_image(image), image_view.mask)  # eq. 9
+            parts["cdt_audio"] = self.pixel_loss(pixels[1], patchify_fbank(fbank), audio_view.mask)
+        if self.config.embedding.enabled:
+            image_target, audio_target = self.embedding_targets(image, fbank, image_view, audio_view)
+            features = self.decode_embeddings(image_view, audio_view)  # eqs. 10, 11
+            parts["emb_visual"] = self.embedding_loss(features[0], image_target, image_view.mask)  # eq. 12
+            parts["emb_audio"] = self.embedding_loss(features[1], audio_target, audio_view.mask)
+        weights = {"contrast": self.config.contrast.weight}
+        loss = torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()]).sum()  # eq. 13
+        return CrossMAEOutput(loss=loss, parts={name: part.detach() for name, part in parts.items()})
+
+    def encode_image(self, image: Tensor) -> Features:
+        """Features of all 196 tokens of an image [B, 3, 224, 224]."""
+        return self.image_encoder(image)
+
+    def encode_audio(self, fbank: Tensor) -> Features:
+        """Features of all 512 tokens of an fbank [B, 1024, 128]; token t * 8 + f."""
+        return self.audio_encoder(fbank.unsqueeze(1))
+
+    @torch.no_grad()
+    def reconstruct(self, image: Tensor, fbank: Tensor, seeds: Tensor) -> Reconstruction:
+        """What the pixel decoders make of a batch as `forward` takes it, in the units of the inputs."""
+        if self.config.pixel.target == "none":
+            raise ValueError("pixel.target is 'none', so there is nothing to show: allowed are self, cross")
+        image_view, audio_view = self.see_image(image, seeds), self.see_audio(fbank, seeds)
+        pixels = self.decode_pixels(image_view, audio_view)
+        return Reconstruction(
+            image=self._reconstructed(pixels[0], patchify_image(image), image_view),
+            audio=self._reconstructed(pixels[1], patchify_fbank(fbank), audio_view),
+        )
+
+    def see_image(self, image: Tensor, seeds: Tensor) -> View:
+        """Mask and encode the image, and choose its Attentive Tokens (eqs. 4 and 6)."""
+        mask = mask_image(seeds, IMAGE_TOKENS, self.config.mask.image_ratio)
+        features = self.image_encoder(image, mask.visible)
+        return self._view(features, mask, seeds, self.config.attentive.image_ratio, IMAGE_ATTENTIVE)
+
+    def see_audio(self, fbank: Tensor, seeds: Tensor) -> View:
+        """Mask and encode the fbank, and choose its Attentive Tokens (eqs. 3 and 5)."""
+        mask = mask_audio(seeds, FBANK_GRID, self.config.mask.audio_ratio, self.config.mask.audio_strategy)
+        features = self.audio_encoder(fbank.unsqueeze(1), mask.visible)
+        return self._view(features, mask, seeds, self.config.attentive.audio_ratio, AUDIO_ATTENTIVE)
+
+    def decode_pixels(self, image: View, audio: View) -> tuple[Tensor, Tensor]:
+        """Patches of the image [B, 196, 768] and of the fbank [B, 512, 256], as their decoders give them."""
+        assert self.image_decoder is not None and self.audio_decoder is not None
+        return (
+            self.image_decoder(image.features, image.mask.visible, audio.attentive),
+            self.audio_decoder(audio.features, audio.mask.visible, image.attentive),
+        )
+
+    def decode_embeddings(self, image: View, audio: View) -> tuple[Tensor, Tensor]:
+        """Features of the image [B, 196, D] out of the audio, and of the audio [B, 512, D] out of the image."""
+        assert self.image_from_audio is not None and self.audio_from_image is not None
+        return (
+            self.image_from_audio(audio.features.tokens, self._hints(image)),
+            self.audio_from_image(image.features.tokens, self._hints(audio)),
+        )
+
+    def embedding_targets(
+        self, image: Tensor, fbank: Tensor, image_view: View, audio_view: View
+    ) -> tuple[Tensor, Tensor]:
+        """ "The complete original features" (eq. 12): [B, N, D] of both, or [B, V, D] with `visible_only`.
+
+        The full view comes after the masked one: autocast keeps a weight's first cast, and one made without gradient
+        would leave the weight without.
+        """
+        if self.config.embedding.targets == "visible_only":
+            targets = image_view.features.tokens, audio_view.features.tokens
+            return targets if self.config.embedding.target_gradient else (targets[0].detach(), targets[1].detach())
+        with torch.set_grad_enabled(self.config.embedding.target_gradient and torch.is_grad_enabled()):
+            return self.encode_image(image).tokens, self.encode_audio(fbank).tokens
+
+    def pixel_loss(self, predicted: Tensor, patches: Tensor, mask: Mask) -> Tensor:
+        """One modality's half of eq. 9, from patches [B, N, P]."""
+        pixel = self.config.pixel
+        return pixel_loss(
+            predicted, patches, mask.is_masked, on=pixel.loss_on, norm_pix=pixel.norm_pix, reduction=pixel.reduction
+        )
+
+    def embedding_loss(self, predicted: Tensor, target: Tensor, mask: Mask) -> Tensor:
+        """One modality's half of eq. 12, from features [B, N, D]."""
+        embedding = self.config.embedding
+        if embedding.targets == "visible_only":
+            predicted = take(predicted, mask.visible)
+        return embedding_loss(predicted, target, normalise=embedding.normalise, reduction=embedding.reduction)
+
+    def _view(self, features: Features, mask: Mask, seeds: Tensor, ratio: float, stream: int) -> View:
+        config = self.config.attentive
+        count = self.config.attentive_count(ratio, mask.visible.shape[1], mask.is_masked.shape[1])
+        places = attentive_places(config, features, mask, count, seeds=seeds, stream=stream)
+        return View(features, mask, places, attentive_tokens(config, features, places))
+
+    def _hints(self, view: View) -> Tensor | None:
+        """The Attentive Tokens at their places among zeros [B, N, D]: Table 7's "tokens from the other modality"."""
+        if self.config.embedding.queries != "tokens":
+            return None
+        tokens = take(view.features.tokens, view.places)
+        zeros = tokens.new_zeros(1, view.mask.is_masked.shape[1], tokens.shape[-1])
+        return put(zeros, view.mask.visible.gather(1, view.places), tokens)
+
+    def _reconstructed(self, predicted: Tensor, patches: Tensor, view: View) -> Reconstructed:
+        predicted = predicted.float()
+        if self.config.pixel.norm_pix:  # as MAE's demo: by the mean and deviation of the true patch
+            mean, std = patch_statistics(patches)
+            predicted = predicted * std + mean
+        is_masked = view.mask.is_masked
+        is_attentive = torch.zeros_like(is_masked).scatter(1, view.mask.visible.gather(1, view.places), True)
+        return Reconstructed(predicted, is_masked, is_attentive)
+
+    def _pixel_decoder(self, grid: tuple[int, int], channels: int, other_ratio: float) -> PixelDecoder | None:
+        pixel = self.config.pixel
+        if pixel.target == "none":
+            return None
+        return PixelDecoder(
+            pixel,
+            encoder_dim=self.config.encoder.dim,
+            grid=grid,
+            patch_values=PATCH * PATCH * channels,
+            is_conditioned=pixel.target == "cross" and other_ratio > 0,
+        )
+
+    def _embedding_decoder(self, grid: tuple[int, int]) -> EmbeddingDecoder | None:
+        if not self.config.embedding.enabled:
+            return None
+        return EmbeddingDecoder(self.config.embedding, encoder_dim=self.config.encoder.dim, grid=grid)

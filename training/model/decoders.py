@@ -1,0 +1,83 @@
+"""The decoders of both levels: a modality's own pixels (Sec. 3.2), and the other modality's features (Sec. 3.3)."""
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from training.model.blocks import CrossAttention, CrossBlock, LayerNorm, init_linear, put, self_block
+from training.model.config import EmbeddingConfig, PixelConfig
+from training.model.encoder import Features
+from training.model.patches import sincos_positions
+
+
+class PixelDecoder(nn.Module):
+    """MAE's decoder; with Attentive Tokens of the other modality, cross-conditioned (eqs. 7 and 8).
+
+    `first`: the visible tokens attend to the Attentive Tokens, then the mask tokens join them. `every_block`: all
+    tokens attend to them in each block.
+    """
+
+    pos_embed: Tensor  # [1, N, D]
+
+    def __init__(
+        self, config: PixelConfig, *, encoder_dim: int, grid: tuple[int, int], patch_values: int, is_conditioned: bool
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Linear(encoder_dim, config.dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.dim))
+        self.register_buffer("pos_embed", sincos_positions(config.dim, grid).unsqueeze(0), persistent=False)
+        in_blocks = is_conditioned and config.conditioning == "every_block"
+        self.condition = None
+        if is_conditioned and not in_blocks:
+            self.condition = CrossAttention(config.dim, encoder_dim, config.heads)
+        self.blocks = nn.ModuleList(
+            CrossBlock(config.dim, encoder_dim, config.heads) if in_blocks else self_block(config.dim, config.heads)
+            for _ in range(config.depth)
+        )
+        self.norm = LayerNorm(config.dim)
+        self.predict = nn.Linear(config.dim, patch_values)
+        self.apply(init_linear)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, features: Features, visible: Tensor, attentive: Tensor | None) -> Tensor:
+        """Features of the visible tokens [B, V], attentive [B, K, D] of the other side -> patches [B, N, P]."""
+        cls, tokens = self.embed(features.cls).unsqueeze(1), self.embed(features.tokens)
+        if self.condition is not None:
+            tokens = self.condition(tokens, attentive)
+        patches = self.mask_token.expand(-1, self.pos_embed.shape[1], -1)
+        x = put(patches, visible, tokens) + self.pos_embed
+        x = torch.cat([cls.to(x.dtype), x], dim=1)
+        for block in self.blocks:
+            x = block(x) if isinstance(block, Block) else block(x, attentive)
+        return self.predict(self.norm(x))[:, 1:]
+
+
+class EmbeddingDecoder(nn.Module):
+    """Queries, a place each of the other modality, gather its features from this one's visible tokens (eqs. 10, 11)."""
+
+    queries: Tensor  # [1, N, D of the encoder]
+
+    def __init__(self, config: EmbeddingConfig, *, encoder_dim: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        positions = sincos_positions(encoder_dim, grid).unsqueeze(0)
+        if config.queries == "learnable":
+            self.queries = nn.Parameter(torch.zeros_like(positions).normal_(std=0.02))
+        else:
+            empty = torch.zeros_like(positions)
+            self.register_buffer("queries", empty if config.queries == "zeros" else positions, persistent=False)
+        self.embed = nn.Linear(encoder_dim, config.dim)
+        self.blocks = nn.ModuleList(CrossBlock(config.dim, encoder_dim, config.heads) for _ in range(config.depth))
+        self.norm = LayerNorm(config.dim)
+        self.predict = nn.Linear(config.dim, encoder_dim)
+        self.apply(init_linear)
+
+    def forward(self, context: Tensor, hints: Tensor | None = None) -> Tensor:
+        """Context [B, V, D], the visible tokens of one modality -> features [B, N, D] of the other.
+
+        hints [B, N, D] are added to the queries (Table 7's "tokens from the other modality").
+        """
+        queries = self.queries.expand(context.shape[0], -1, -1)
+        x = self.embed(queries if hints is None else queries + hints)
+        for block in self.blocks:
+            x = block(x, context)
+        return self.predict(self.norm(x))

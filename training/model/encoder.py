@@ -1,0 +1,79 @@
+"""The encoder of one modality: a ViT with [CLS] on the visible tokens only, and the attention of its [CLS] token.
+
+Its state has the names of MAE, AudioMAE and timm: cls_token, pos_embed, patch_embed.proj, blocks.N, norm.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import Attention, Block
+from torch import Tensor, nn
+
+from training.model.blocks import LayerNorm, init_linear, self_block, take
+from training.model.config import EncoderConfig
+from training.model.patches import PATCH, sincos_positions
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder makes of B samples; N counts the tokens that it was shown."""
+
+    pooled: Tensor  # [B, D], mean of the patch tokens
+    tokens: Tensor  # [B, N, D], patch tokens after the last norm
+    cls: Tensor  # [B, D], the [CLS] token after the last norm
+    attention: Tensor  # [B, N], attention of [CLS] to the patch tokens in the last block, mean over heads; no gradient
+
+
+class Encoder(nn.Module):
+    """ViT of MAE and AudioMAE (Sec. 4.1): fixed 2-D sin-cos positions, zero for [CLS]."""
+
+    pos_embed: Tensor  # [1, 1 + N, D]
+
+    def __init__(self, config: EncoderConfig, *, shape: tuple[int, int], channels: int) -> None:
+        super().__init__()
+        grid = (shape[0] // PATCH, shape[1] // PATCH)
+        self.patch_embed = PatchEmbed(shape, PATCH, channels, config.dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
+        positions = torch.cat([torch.zeros(1, config.dim), sincos_positions(config.dim, grid)])
+        self.register_buffer("pos_embed", positions.unsqueeze(0))
+        self.blocks = nn.ModuleList(self_block(config.dim, config.heads) for _ in range(config.depth))
+        self.norm = LayerNorm(config.dim)
+        self.apply(init_linear)
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))  # as a linear layer; MAE leaves the bias
+        nn.init.normal_(self.cls_token, std=0.02)
+
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Features:
+        """x [B, C, H, W], visible [B, V] (all tokens where None) -> features of the visible tokens (eqs. 3 and 4)."""
+        tokens = self.patch_embed(x) + self.pos_embed[:, 1:]
+        if visible is not None:
+            tokens = take(tokens, visible)
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
+        sequence = torch.cat([cls.to(tokens.dtype), tokens], dim=1)
+        *body, last = self.blocks
+        for block in body:
+            sequence = block(sequence)
+        assert isinstance(last, Block)
+        attention = cls_attention(last, sequence)
+        sequence = self.norm(last(sequence))
+        cls, tokens = sequence[:, 0], sequence[:, 1:]
+        return Features(pooled=tokens.mean(dim=1), tokens=tokens, cls=cls, attention=attention)
+
+
+@torch.no_grad()
+def cls_attention(block: Block, x: Tensor) -> Tensor:
+    """Attention [B, N] of [CLS] to the patches in a block whose input is x [B, 1 + N, D], mean over heads.
+
+    The fused attention of the main path keeps no weights, so this one row is computed apart. q.(W_k x) is taken as
+    (q W_k).x, which spares the keys; the key bias adds the same to every score of a row, and softmax forgets it.
+    """
+    attn = block.attn
+    assert isinstance(attn, Attention)
+    x = block.norm1(x)
+    weight_q, weight_k, _ = attn.qkv.weight.chunk(3)
+    bias_q, _, _ = attn.qkv.bias.chunk(3)
+    q = F.linear(x[:, 0], weight_q, bias_q).unflatten(-1, (attn.num_heads, -1))  # [B, heads, D / heads]
+    q = torch.einsum("bhd,hdc->bhc", q, weight_k.unflatten(0, (attn.num_heads, -1)))
+    scores = torch.einsum("bhc,bnc->bhn", q, x).float() * attn.scale
+    return scores.softmax(dim=-1).mean(dim=1)[:, 1:]

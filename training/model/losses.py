@@ -1,0 +1,62 @@
+"""Reconstruction losses of both levels: pure functions, in float32 whatever comes in.
+
+Eq. 2 writes 1/N times a squared norm. `mean` also divides by the number of values in a patch (as MAE does),
+`patch_sum` does not.
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.model.config import LossOn, Reduction
+
+PIXEL_EPS = 1e-6  # MAE's, on the variance of a patch
+TOKEN_EPS = 1e-6
+
+
+def pixel_loss(
+    predicted: Tensor, patches: Tensor, is_masked: Tensor, *, on: LossOn, norm_pix: bool, reduction: Reduction
+) -> Tensor:
+    """One modality's half of eq. 9: a scalar from predicted and true patches [B, N, P] and is_masked [B, N].
+
+    `on` names the patches that count: the hidden ones (`masked`), the others (`visible`, the letter of eq. 9), `all`.
+    """
+    target = patches.float()
+    if norm_pix:
+        mean, std = patch_statistics(patches)
+        target = (target - mean) / std
+    error = patch_errors(predicted, target, reduction)
+    if on == "all":
+        return error.mean()
+    counted = is_masked if on == "masked" else ~is_masked
+    return (error * counted).sum() / counted.sum()
+
+
+def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [B, N, 1] of each patch [B, N, P], as MAE's normalised targets take them."""
+    patches = patches.float()
+    return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + PIXEL_EPS).sqrt()
+
+
+def embedding_loss(
+    predicted: Tensor, target: Tensor, *, normalise: Literal["token", "feature"], reduction: Reduction
+) -> Tensor:
+    """One modality's half of eq. 12: a scalar from predicted and true features [B, N, D].
+
+    "The normalized complete original features": each token over its D values (`token`), or each of the D values over
+    the batch and its tokens (`feature`), neither with learned scales.
+    """
+    target = target.float()
+    if normalise == "token":
+        target = F.layer_norm(target, target.shape[-1:], eps=TOKEN_EPS)
+    else:
+        mean, variance = target.mean(dim=(0, 1)), target.var(dim=(0, 1), correction=0)
+        target = (target - mean) / (variance + TOKEN_EPS).sqrt()
+    return patch_errors(predicted, target, reduction).mean()
+
+
+def patch_errors(predicted: Tensor, target: Tensor, reduction: Reduction) -> Tensor:
+    """Squared error [B, N] of each patch or token of [B, N, P] (eq. 2)."""
+    error = (predicted.float() - target).square()
+    return error.mean(dim=-1) if reduction == "mean" else error.sum(dim=-1)

@@ -1,0 +1,94 @@
+"""Which tokens are hidden: a pure function of each sample's seed, whatever its batch, rank or device.
+
+The noise is a counter-based hash (SplitMix64; Steele, Lea and Flood, OOPSLA 2014) in wrapping int64 arithmetic, so
+equal seeds give equal masks on every device and no generator has a state to save. `is_masked` is True where hidden.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from training.model.config import AudioStrategy, kept_count
+
+# One stream a random choice: two streams of one seed have nothing to do with each other.
+IMAGE_MASK, AUDIO_MASK, AUDIO_TIME, AUDIO_FREQUENCY, IMAGE_ATTENTIVE, AUDIO_ATTENTIVE = range(6)
+
+
+def _signed(constant: int) -> int:
+    """The 64 bits of an unsigned constant as torch's int64 holds them."""
+    return constant - 2**64 if constant >= 2**63 else constant
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_MIX_1 = _signed(0xBF58476D1CE4E5B9)
+_MIX_2 = _signed(0x94D049BB133111EB)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """One modality's mask."""
+
+    visible: Tensor  # [B, V] int64, the visible tokens, ascending
+    is_masked: Tensor  # [B, N] bool, True = hidden
+
+
+def splitmix64(seed: Tensor, n: Tensor) -> Tensor:
+    """Output number n (from 0) of the SplitMix64 generator started at `seed`: int64 tensors that broadcast."""
+    z = seed + (n + 1) * _GOLDEN
+    z = (z ^ _shift_right(z, 30)) * _MIX_1
+    z = (z ^ _shift_right(z, 27)) * _MIX_2
+    return z ^ _shift_right(z, 31)
+
+
+def noise(seeds: Tensor, stream: int, count: int) -> Tensor:
+    """Uniform int64 noise [B, count] of (seed, stream, index) for seeds [B]."""
+    key = splitmix64(seeds, torch.full_like(seeds, stream))
+    index = torch.arange(count, device=seeds.device)
+    return splitmix64(key[:, None], index[None, :])
+
+
+def mask_image(seeds: Tensor, tokens: int, ratio: float) -> Mask:
+    """Random masking of an image's tokens (eq. 4)."""
+    return _keep_first(noise(seeds, IMAGE_MASK, tokens).argsort(dim=1, stable=True), kept_count(tokens, 1 - ratio))
+
+
+def mask_audio(seeds: Tensor, grid: tuple[int, int], ratio: float, strategy: AudioStrategy) -> Mask:
+    """Masking of an fbank's tokens (eq. 3) by one of the strategies of the supplement's Fig. 2.
+
+    Each strategy gives every token a place in an order, coarse first, random within equals, and the first tokens stay
+    visible: always the same number, whether or not it is a multiple of a column or a row. `time` orders by random
+    time steps, `frequency` by random bands. `time-frequency` grows a rectangle of both, so that a quarter visible is
+    what lies on half of the steps and half of the bands.
+    """
+    times, bands = grid
+    tokens = times * bands
+    fine = _ranks(noise(seeds, AUDIO_MASK, tokens))  # [B, N]
+    time = _ranks(noise(seeds, AUDIO_TIME, times)).repeat_interleave(bands, dim=1)  # [B, N], token t * bands + f
+    band = _ranks(noise(seeds, AUDIO_FREQUENCY, bands)).repeat(1, times)  # [B, N]
+    if strategy == "random":
+        coarse = torch.zeros_like(fine)
+    elif strategy == "time":
+        coarse = time
+    elif strategy == "frequency":
+        coarse = band
+    else:
+        coarse = torch.maximum((2 * time + 1) * bands, (2 * band + 1) * times)
+    return _keep_first((coarse * tokens + fine).argsort(dim=1), kept_count(tokens, 1 - ratio))
+
+
+def _keep_first(order: Tensor, count: int) -> Mask:
+    """The mask that leaves the first `count` tokens of an order [B, N] visible."""
+    visible = order[:, :count].sort(dim=1).values
+    is_masked = torch.ones_like(order, dtype=torch.bool).scatter(1, visible, False)
+    return Mask(visible=visible, is_masked=is_masked)
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """The place of each value [B, M] in its row, from 0."""
+    return values.argsort(dim=1, stable=True).argsort(dim=1)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift: torch's >> on int64 drags the sign along."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,0 +1,88 @@
+"""The processes of a run: how many there are, and how they agree to stop."""
+
+import os
+import signal
+from types import FrameType
+
+import psutil
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from shards_spec.errors import UserError
+from training.config import MixedPrecision
+
+
+def start_processes(mixed_precision: MixedPrecision | None) -> Accelerator:
+    """Joins the processes that the launcher started: one, several on GPUs, or several on the CPU (gloo).
+
+    Raises:
+        UserError: the launcher was asked for another number of processes than there are.
+    """
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision,
+        cpu=not torch.cuda.is_available(),  # without this, several CPU processes do not find each other
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    asked = _processes_asked_for()
+    if asked is not None and asked != accelerator.num_processes:
+        raise UserError(
+            f"accelerate launch was asked for {asked} processes and started {accelerator.num_processes}:"
+            f" on the CPU use `accelerate launch --multi_gpu --num_processes {asked} train.py ...`"
+            f" or `torchrun --nproc-per-node {asked} train.py ...`"
+        )
+    return accelerator
+
+
+def _processes_asked_for() -> int | None:
+    """--num_processes of the `accelerate launch` above us, None where it does not say.
+
+    `accelerate launch --cpu --num_processes 2` silently starts one process, and tells it nothing.
+    """
+    if "WORLD_SIZE" in os.environ:  # a launcher that knows how many it started
+        return None
+    parent = psutil.Process().parent()
+    words = parent.cmdline() if parent is not None else []
+    if "launch" not in words:
+        return None
+    for i, word in enumerate(words):
+        name, _, value = word.replace("_", "-").partition("=")
+        if name == "--num-processes":
+            value = value or "".join(words[i + 1 : i + 2])
+            return int(value) if value.isdigit() else None
+        if word.endswith(".py"):  # from here on the words are the script's
+            return None
+    return None
+
+
+class StopRequest:
+    """SIGTERM, SIGUSR1 (Slurm's warning before preemption) or Ctrl-C, agreed on by all processes.
+
+    A signal reaches the processes at different steps. Each step the flags are combined in the background, over
+    the CPU, and read a step later: no process waits for another, and all stop after the same step.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._pending: tuple[dist.Work, torch.Tensor] | None = None
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+
+    def agreed(self) -> bool:
+        """Whether to stop after this step. Every process must call this once a step."""
+        if self._group is None:
+            return self.signal is not None
+        stop = False
+        if self._pending is not None:
+            work, flag = self._pending
+            work.wait()
+            stop = bool(flag.item())
+        flag = torch.tensor(int(self.signal is not None))
+        work = dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._pending = (work, flag)
+        return stop

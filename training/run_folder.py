@@ -1,0 +1,52 @@
+"""What a run writes for people and tools, beside its checkpoints.
+
+RUN/config.json         the resolved configuration
+RUN/metrics.jsonl       a line per logged step
+RUN/keys-rank0.jsonl    with --trace-keys: the sample keys of each step, per rank
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def keys_file(rank: int) -> str:
+    """Name of the key trace of a rank."""
+    return f"keys-rank{rank}.jsonl"
+
+
+class StepLog:
+    """A JSON-lines file with a `step` in every line, appended to and continued by a resumed run.
+
+    Lines of steps that a resumed run takes again (after `last_step`) are dropped, and so is a line that a
+    killed process left half-written.
+    """
+
+    def __init__(self, path: Path, last_step: int) -> None:
+        kept = [line for line in read_step_log(path) if line["step"] <= last_step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(path)
+        self._file = path.open("a")
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Appends one line, at once."""
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Makes the lines durable."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def read_step_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a step log; none where there is no file. A half-written last line is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
