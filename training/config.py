@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import tyro
 
-from shards_spec.errors import UserError
+from shards_spec.command_line import parse
 from training.model.config import (
     CrossMAEConfig,
     config_to_dict,
@@ -124,16 +124,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> TrainConfig:
     """The configuration that the command line asks for.
 
     Raises:
-        UserError: contradictory values.
-        SystemExit: unknown or malformed options (status 2), or --help.
+        UserError: unknown options, malformed or contradictory values.
+        SystemExit: --help was asked for.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", choices=get_args(Preset), default="crossmae-base")
-    first.add_argument("--variant", choices=get_args(Variant), default="crossmae")
+    first.add_argument("--preset", default="crossmae-base")
+    first.add_argument("--variant", default="crossmae")
     chosen, _ = first.parse_known_args(arguments)
-    model = with_variant(_PRESETS[chosen.preset](), chosen.variant)
+    known = chosen.preset in _PRESETS and chosen.variant in get_args(Variant)  # else tyro names the allowed ones
+    model = with_variant(_PRESETS[chosen.preset](), chosen.variant) if known else crossmae_base()
     default = TrainConfig(data=tyro.MISSING, out=tyro.MISSING, model=model)  # MISSING: these two must be given
-    try:
-        return tyro.cli(TrainConfig, args=arguments, default=default, prog="train.py", use_underscores=False)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    return parse(TrainConfig, arguments, prog="train.py", default=default)

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from shards_spec.atomic import atomic_path
-from shards_spec.errors import UserError, one_line_errors
+from shards_spec.command_line import one_line_errors, parse
+from shards_spec.errors import UserError
 from training.retrieval import RANKS, evaluate_retrieval
 
 
@@ -53,9 +52,7 @@ def _table(result: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """The command evaluate.py. Exit status: 0 done, 2 a user's mistake."""
     with one_line_errors("evaluate.py"):
-        command = tyro.extras.subcommand_cli_from_dict(
-            {"retrieval": RetrievalConfig}, args=arguments, prog="evaluate.py", use_underscores=False
-        )
+        command: RetrievalConfig = parse({"retrieval": RetrievalConfig}, arguments, prog="evaluate.py")
         result = command.run()
         if command.out is not None:
             with atomic_path(command.out) as temporary:

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from shards_spec.errors import DamagedSampleError, UserError, one_line_errors
+from shards_spec.command_line import one_line_errors
+from shards_spec.errors import DamagedSampleError, UserError
 from training.checkpoint import (
     CONFIG_FILE,
     TrainState,
@@ -54,7 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             finished = Run(config, accelerator).train()
         except (DamagedSampleError, NonFiniteLossError) as error:
-            print(f"train.py: stopped: {error}", file=sys.stderr)
+            # From a loader process the error comes with that process's traceback around the message.
+            message = str(error).rsplit("DamagedSampleError: ", 1)[-1].strip()
+            print(f"train.py: stopped: {message}", file=sys.stderr)
             raise SystemExit(1) from None
         finally:
             accelerator.end_training()

@@ -186,8 +186,8 @@ class CrossMAEConfig:
         if top > 0 and not 1 <= self.attentive_count(top, visible, tokens) <= visible:
             raise ValueError(
                 f"attentive.{name}_ratio is {top} of the {self.attentive.base} tokens, which gives "
-                f"{self.attentive_count(top, visible, tokens)}: allowed are 0 (none at all), or what gives 1 to {visible}, "
-                "the visible tokens"
+                f"{self.attentive_count(top, visible, tokens)}: allowed are 0, or what gives "
+                f"1 to {visible}, the visible tokens"
             )
         if self.pixel.target != "none" and self.pixel.loss_on == "masked" and visible == tokens:
             raise ValueError(

@@ -156,8 +156,8 @@ class CrossMAE(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """ "The complete original features" (eq. 12): [B, N, D] of both, or [B, V, D] with `visible_only`.
 
-        The full view comes after the masked one: autocast keeps a weight's first cast, and one made without gradient
-        would leave the weight without.
+        The full view comes after the masked one: the autocast of older torch keeps a weight's first cast, and one made
+        without gradient would leave the weight without.
         """
         if self.config.embedding.targets == "visible_only":
             targets = image_view.features.tokens, audio_view.features.tokens

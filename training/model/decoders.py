@@ -39,7 +39,7 @@ class PixelDecoder(nn.Module):
         self.apply(init_linear)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, features: Features, visible: Tensor, attentive: Tensor | None) -> Tensor:
+    def forward(self, features: Features, visible: Tensor, attentive: Tensor) -> Tensor:
         """Features of the visible tokens [B, V], attentive [B, K, D] of the other side -> patches [B, N, P]."""
         cls, tokens = self.embed(features.cls).unsqueeze(1), self.embed(features.tokens)
         if self.condition is not None:

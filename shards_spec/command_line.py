@@ -1,0 +1,62 @@
+"""Command lines of every program here: generated from a dataclass by tyro, mistakes answered in one line."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from shards_spec.errors import UserError
+
+Config = TypeVar("Config")
+
+
+@contextlib.contextmanager
+def one_line_errors(command: str) -> Iterator[None]:
+    """Ends the program with status 2 and one line on stderr when the block raises UserError."""
+    try:
+        yield
+    except UserError as error:
+        print(f"{command}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def parse(
+    config: type[Config] | dict[str, Any], arguments: Sequence[str] | None, *, prog: str, default: Config | None = None
+) -> Config:
+    """The configuration that a command line asks for.
+
+    Args:
+        config: a dataclass, or one per subcommand name.
+        arguments: the words after the command; None takes sys.argv.
+        default: where defaults differ from the dataclass's own.
+
+    Raises:
+        UserError: unknown options, malformed or contradictory values.
+        SystemExit: --help was asked for.
+    """
+    said = io.StringIO()
+    settings: dict[str, Any] = {"args": arguments, "prog": prog, "use_underscores": False}
+    try:
+        with contextlib.redirect_stderr(said):
+            if isinstance(config, dict):
+                return tyro.extras.subcommand_cli_from_dict(config, **settings)  # type: ignore[no-any-return]
+            return tyro.cli(config, **settings, **({} if default is None else {"default": default}))
+    except SystemExit as ended:
+        if ended.code == 2:
+            raise UserError(f"{_unboxed(said.getvalue())} (see {prog} --help)") from None
+        raise
+
+
+def _unboxed(box: str) -> str:
+    """The message in tyro's frame: the rows above its first rule, as one line."""
+    rows = [re.sub(r"\s+", " ", row.strip("│ ")) for row in re.split(r"\n", re.sub("\x1b\\[[0-9;]*m", "", box))]
+    message = []
+    for row in rows[1:]:
+        if row.startswith(("─", "╰")):
+            break
+        message.append(row)
+    return " ".join(message)

@@ -1,0 +1,126 @@
+"""Masks: their counts, their polarity, and that a sample's mask is its seed's alone."""
+
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from training.model.config import AudioStrategy
+from training.model.masking import (
+    AUDIO_MASK,
+    IMAGE_ATTENTIVE,
+    IMAGE_MASK,
+    Mask,
+    mask_audio,
+    mask_image,
+    noise,
+    splitmix64,
+)
+from training.model.patches import FBANK_GRID, FBANK_TOKENS, IMAGE_TOKENS
+
+STRATEGIES: tuple[AudioStrategy, ...] = get_args(AudioStrategy)
+SEEDS = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63), 1234567])
+BITS = 2**64
+
+
+def splitmix64_of_python(seed: int, n: int) -> int:
+    """Sebastiano Vigna's splitmix64.c with Python's own integers: output number n."""
+    z = (seed + (n + 1) * 0x9E3779B97F4A7C15) % BITS
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % BITS
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % BITS
+    return z ^ (z >> 31)
+
+
+def test_splitmix64_known_answers() -> None:
+    """The published first outputs for seed 1234567."""
+    known = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    outputs = splitmix64(torch.tensor(1234567), torch.arange(5)).tolist()
+    assert [value % BITS for value in outputs] == known
+    assert [splitmix64_of_python(1234567, n) for n in range(5)] == known
+
+
+@pytest.mark.parametrize("seed", SEEDS.tolist())
+def test_splitmix64_of_any_seed(seed: int) -> None:
+    outputs = splitmix64(torch.tensor(seed), torch.arange(100)).tolist()
+    assert [value % BITS for value in outputs] == [splitmix64_of_python(seed, n) for n in range(100)]
+
+
+def test_noise_is_a_generator_seeded_by_seed_and_stream() -> None:
+    value = noise(torch.tensor([42]), AUDIO_MASK, 10)[0, 7].item()
+    assert value % BITS == splitmix64_of_python(splitmix64_of_python(42, AUDIO_MASK), 7)
+
+
+def test_streams_and_seeds_differ() -> None:
+    seeds = torch.arange(50)
+    streams = torch.stack([noise(seeds, stream, 64) for stream in (IMAGE_MASK, AUDIO_MASK, IMAGE_ATTENTIVE)])
+    assert streams.unique().numel() == streams.numel()
+
+
+def test_noise_is_uniform() -> None:
+    share = noise(torch.arange(2000), IMAGE_MASK, 100).double() * 2.0**-64 + 0.5  # 200,000 numbers in [0, 1)
+    assert share.mean().item() == pytest.approx(0.5, abs=0.005)
+    counts = torch.histc(share.float(), bins=10, min=0, max=1)
+    assert counts.min() > 19_300 and counts.max() < 20_700  # 5 standard deviations of a bin
+
+
+def masks(seeds: Tensor, ratio: float = 0.75) -> dict[str, Mask]:
+    of_audio = {name: mask_audio(seeds, FBANK_GRID, ratio, name) for name in STRATEGIES}
+    return {"image": mask_image(seeds, IMAGE_TOKENS, ratio), **of_audio}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "of_image", "of_audio"), [(0.75, 49, 128), (0.5, 98, 256), (0.9, 20, 51), (0.6, 78, 205), (0.0, 196, 512)]
+)
+def test_counts_and_polarity(ratio: float, of_image: int, of_audio: int) -> None:
+    for name, mask in masks(SEEDS, ratio).items():
+        visible = of_image if name == "image" else of_audio
+        assert mask.visible.shape == (len(SEEDS), visible)
+        assert ((~mask.is_masked).sum(dim=1) == visible).all()
+        for row, is_masked in zip(mask.visible.tolist(), mask.is_masked, strict=True):
+            assert row == sorted(set(row))
+            assert row == (~is_masked).nonzero().flatten().tolist()  # True = hidden
+
+
+def test_a_mask_does_not_depend_on_its_batch() -> None:
+    whole = masks(SEEDS)
+    for i in range(len(SEEDS)):
+        for name, mask in masks(SEEDS[i : i + 1]).items():
+            assert torch.equal(mask.visible[0], whole[name].visible[i])
+    for name, mask in masks(SEEDS.flip(0)).items():
+        assert torch.equal(mask.visible.flip(0), whole[name].visible)
+
+
+def test_masks_differ_from_sample_to_sample_and_leave_the_torch_generator_alone() -> None:
+    before = torch.get_rng_state()
+    for mask in masks(torch.arange(20)).values():
+        distinct = len({tuple(row) for row in mask.visible.tolist()})
+        assert distinct > 10  # 8 choose 2 = 28 frequency masks exist
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_every_token_is_as_often_visible() -> None:
+    seeds = torch.arange(4000)
+    for name, mask in masks(seeds).items():
+        share = (~mask.is_masked).float().mean(dim=0)
+        assert share.min() > 0.21 and share.max() < 0.29, name  # 0.25, 5.8 standard deviations
+
+
+def test_structured_masks_keep_steps_bands_and_rectangles() -> None:
+    grids = {name: (~mask.is_masked).view(-1, *FBANK_GRID) for name, mask in masks(SEEDS).items() if name != "image"}
+    times = {name: grid.sum(dim=2) for name, grid in grids.items()}  # visible tokens of each time step, of 8
+    bands = {name: grid.sum(dim=1) for name, grid in grids.items()}  # visible tokens of each band, of 64
+    assert set(times["time"].flatten().tolist()) == {0, 8} and ((times["time"] == 8).sum(dim=1) == 16).all()
+    assert set(bands["frequency"].flatten().tolist()) == {0, 64} and ((bands["frequency"] == 64).sum(dim=1) == 2).all()
+    assert set(times["time-frequency"].flatten().tolist()) == {0, 4}
+    assert set(bands["time-frequency"].flatten().tolist()) == {0, 32}
+    assert not set(times["random"].flatten().tolist()) <= {0, 8}
+
+
+def test_the_rest_of_an_uneven_count_is_random_within_a_step() -> None:
+    seeds = torch.arange(200)
+    visible = (~mask_audio(seeds, FBANK_GRID, 0.9, "time").is_masked).view(-1, *FBANK_GRID)  # 51 = 6 steps and 3 tokens
+    of_steps = visible.sum(dim=2)
+    assert ((of_steps == 8).sum(dim=1) == 6).all() and ((of_steps == 3).sum(dim=1) == 1).all()
+    partial = visible[of_steps == 3].float().mean(dim=0)  # where in the broken step the three lie
+    assert partial.min() > 0.2 and FBANK_TOKENS == 512

@@ -1,0 +1,198 @@
+"""train.py as users run it: killed, resumed, on several processes, and with mistakes in its arguments."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.datasets import make_dataset
+from tests.runs import SMALL, environment, train, train_command
+from training.checkpoint import checkpoints
+from training.run_folder import read_step_log
+from training.train import main
+
+COMMON = ["--steps=8", "--batch-size=4", "--save-every=2", "--log-every=1", "--trace-keys", "--optimizer.lr=1e-3"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("data set") / "shards", (7, 6))  # 13 samples: nothing divides them
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(dataset, tmp_path_factory):
+    run = tmp_path_factory.mktemp("run") / "whole"
+    train(f"--data={dataset}", f"--out={run}", *COMMON)
+    return run
+
+
+def weights(run):
+    return load_file(checkpoints(run)[-1] / "model.safetensors")
+
+
+def assert_same_weights(first, second):
+    first, second = weights(first), weights(second)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def keys(run, world=1):
+    """The global order of keys: (step, keys) with the ranks' shares put together."""
+    ranks = [read_step_log(run / f"keys-rank{rank}.jsonl") for rank in range(world)]
+    return [(lines[0]["step"], [key for line in lines for key in line["keys"]]) for lines in zip(*ranks, strict=True)]
+
+
+def losses(run):
+    return {line["step"]: line["loss"] for line in read_step_log(run / "metrics.jsonl")}
+
+
+def test_a_run_leaves_what_the_readme_says(dataset, uninterrupted):
+    assert [path.name for path in checkpoints(uninterrupted)] == ["step-00000004", "step-00000006", "step-00000008"]
+    assert json.loads((uninterrupted / "config.json").read_text())["batch_size"] == 4
+    state = json.loads((checkpoints(uninterrupted)[-1] / "state.json").read_text())
+    assert (state["step"], state["epoch"], state["cursor"]) == (8, 2, 6)  # 32 samples = 2 epochs of 13 and 6 more
+    assert state["next_shard"] in {"shard-000000.tar", "shard-000001.tar"}
+    assert len((checkpoints(uninterrupted)[-1] / "state.json").read_bytes()) < 400
+    lines = read_step_log(uninterrupted / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    line = lines[-1]
+    assert line["loss"] == pytest.approx(
+        0.1 * line["contrast"] + sum(line[p] for p in ("cdt_audio", "cdt_visual", "emb_audio", "emb_visual")), rel=1e-5
+    )
+    seen = [key for _, step_keys in keys(uninterrupted) for key in step_keys]
+    assert len(set(seen[:13])) == len(set(seen[13:26])) == 13
+
+
+def wait_for(path, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, f"ended before {path.name} was there"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_killed_and_resumed_equals_uninterrupted_to_the_bit(dataset, uninterrupted, tmp_path):
+    run = tmp_path / "killed"
+    arguments = [f"--data={dataset}", f"--out={run}", *COMMON]
+    for until in ("step-00000002", "step-00000006"):
+        process = subprocess.Popen(train_command(*arguments), env=environment(), start_new_session=True)
+        wait_for(run / "checkpoints" / until, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    # Another worker count, which must not matter either.
+    assert "resuming" in train(*arguments, "--workers=0").stdout
+    assert keys(run) == keys(uninterrupted)
+    assert losses(run) == losses(uninterrupted)
+    assert_same_weights(run, uninterrupted)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(dataset, uninterrupted, tmp_path):
+    run = tmp_path / "stopped"
+    arguments = [f"--data={dataset}", f"--out={run}", *COMMON]
+    process = subprocess.Popen(
+        train_command(*arguments, "--save-every=100"), env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    wait_for(run / "metrics.jsonl", process)
+    while not read_step_log(run / "metrics.jsonl"):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "stopped on a signal" in output
+    assert 1 <= int(checkpoints(run)[-1].name.removeprefix("step-")) < 8
+    train(*arguments)
+    assert keys(run) == keys(uninterrupted)
+    assert_same_weights(run, uninterrupted)
+
+
+def test_two_processes_take_the_same_samples_and_agree_in_loss(dataset, uninterrupted, tmp_path):
+    run = tmp_path / "two"
+    result = train(f"--data={dataset}", f"--out={run}", *COMMON, processes=2)
+    assert "2 processes" in result.stdout
+    assert keys(run, world=2) == keys(uninterrupted)
+    one, two = losses(uninterrupted), losses(run)
+    # Sums are taken in another order; eight steps of AdamW at a rate of 1e-3 let round-off grow to some 1e-5.
+    assert one.keys() == two.keys() and all(one[step] == pytest.approx(two[step], rel=2e-4) for step in one)
+
+
+def test_another_world_size_goes_on_where_the_first_stopped(dataset, uninterrupted, tmp_path):
+    run = tmp_path / "elastic"
+    train(f"--data={dataset}", f"--out={run}", *COMMON, "--steps=4", processes=2)
+    train(f"--data={dataset}", f"--out={run}", *COMMON)
+    later = [entry for entry in keys(run) if entry[0] > 4]
+    assert later == keys(uninterrupted)[4:]
+
+
+def test_accumulating_takes_the_same_samples(dataset, uninterrupted, tmp_path):
+    run = tmp_path / "pieces"
+    train(f"--data={dataset}", f"--out={run}", *COMMON, "--device-batch-size=2", "--variant=selfmae")
+    pieces = read_step_log(run / "keys-rank0.jsonl")
+    together = [[key for line in pieces if line["step"] == step for key in line["keys"]] for step in range(1, 9)]
+    assert together == [step_keys for _, step_keys in keys(uninterrupted)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data=absent"], "dataset absent does not exist"),
+        (["--batch-size=0"], "--batch-size must be at least 1, got 0"),
+        (["--device-batch-size=3"], "--device-batch-size 3 does not divide a process's share of 4"),
+        (["--resume=never"], "holds checkpoints up to step-00000008: use --resume auto or another --out"),
+        (["--resume=nowhere"], "nowhere is no checkpoint and no run folder"),
+        (["--seed=1"], "was trained with --seed 0, not 1"),
+        (["--model.encoder.depth=3"], "holds another model: model.encoder.depth is 2, asked for 3"),
+        (["--variant=selfmae"], "holds another model: "),
+        (["--model.mask.image-ratio=1.5"], "mask.image_ratio is 1.5"),
+    ],
+)
+def test_a_mistake_gets_one_line(dataset, uninterrupted, arguments, message, capsys):
+    assert mistake(capsys, f"--data={dataset}", f"--out={uninterrupted}", *COMMON, *arguments).count(message) == 1
+
+
+def mistake(capsys, *arguments):
+    """What train.py says of a mistake, on stderr: one line."""
+    with pytest.raises(SystemExit) as ended:
+        main([*SMALL, *arguments])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith("train.py: error: ") and said.count("\n") == 1
+    return said
+
+
+def test_a_batch_that_the_processes_do_not_divide_is_refused(dataset, tmp_path):
+    result = train(
+        f"--data={dataset}", f"--out={tmp_path / 'run'}", *COMMON, "--batch-size=5", processes=2, status=1
+    )  # 1 is torchrun's
+    assert "--batch-size 5 cannot be divided among 2 processes" in result.stderr
+
+
+def test_a_checkpoint_of_another_dataset_is_refused(uninterrupted, tmp_path, capsys):
+    other = make_dataset(tmp_path / "other", (7, 6), seed=1)
+    assert "was trained on another dataset" in mistake(capsys, f"--data={other}", f"--out={uninterrupted}", *COMMON)
+
+
+def test_a_damaged_sample_stops_the_run_and_is_named(tmp_path):
+    dataset = make_dataset(tmp_path / "damaged", (7, 6))
+    tar = dataset / "shard-000001.tar"
+    data = bytearray(tar.read_bytes())
+    data[len(data) // 2] ^= 1
+    tar.write_bytes(data)
+    result = train(f"--data={dataset}", f"--out={tmp_path / 'run'}", *COMMON, status=1)
+    assert "train.py: stopped: " in result.stderr and f"{tar}: sample clip01" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(dataset, tmp_path):
+    run = tmp_path / "run"
+    result = train(f"--data={dataset}", f"--out={run}", *COMMON, "--optimizer.lr=1e30", "--log-every=4", status=1)
+    assert "is not finite" in result.stderr and "its samples: clip" in result.stderr
+    assert "Traceback" not in result.stderr
+    step = int(result.stderr.split("the loss of step ")[1].split()[0])
+    expected = dict(keys(run))[step]
+    assert result.stderr.strip().endswith(" ".join(expected))
+    assert all(torch.isfinite(t).all() for t in weights(run).values()) if checkpoints(run) else True
