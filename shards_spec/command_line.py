@@ -43,8 +43,10 @@ def parse(
     try:
         with contextlib.redirect_stderr(said):
             if isinstance(config, dict):
-                return tyro.extras.subcommand_cli_from_dict(config, **settings)  # type: ignore[no-any-return]
-            return tyro.cli(config, **settings, **({} if default is None else {"default": default}))
+                return tyro.extras.subcommand_cli_from_dict(config, **settings)
+            if default is not None:
+                settings["default"] = default
+            return tyro.cli(config, **settings)
     except SystemExit as ended:
         if ended.code == 2:
             raise UserError(f"{_unboxed(said.getvalue())} (see {prog} --help)") from None

@@ -70,16 +70,17 @@ def shard_schema(members: tuple[str, ...]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema, facts: dict[str, Any]) -> None:
+def write_table(path: Path, rows: list[dict[str, Any]] | pa.Table, schema: pa.Schema, facts: dict[str, Any]) -> None:
     """Writes `rows` to a parquet file, atomically; `facts` (JSON values) travel in its metadata.
 
-    Equal rows and facts give equal bytes. Keys that a row lacks are null.
+    Equal rows and facts give equal bytes. Keys that a row lacks are null. A table must have the schema's columns.
     """
     metadata = {
         "spec_version": json.dumps(SPEC_VERSION),
         **{k: json.dumps(v, sort_keys=True) for k, v in facts.items()},
     }
-    table = pa.Table.from_pylist(rows, schema=schema.with_metadata(metadata))
+    schema = schema.with_metadata(metadata)
+    table = rows.cast(schema) if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=schema)
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
