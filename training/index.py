@@ -3,18 +3,16 @@
 Samples are numbered 0 .. n-1 in shard order, then plan order; failed clips have no number.
 """
 
-import os
-import zlib
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from shards_spec.dataset import Dataset, ShardInfo, read_dataset
-from shards_spec.errors import DamagedSampleError, UserError
+from shards_spec.errors import UserError
 from shards_spec.sample import FBANK_MEMBER, FRAME_MEMBER, member_column
 from shards_spec.tables import read_table
 
@@ -63,32 +61,6 @@ class DatasetIndex:
         """Shard, key and offset of a sample, for messages."""
         return f"{self.shard_path(number)}: sample {self.key(number)} at byte {self.offset[number]}"
 
-    def read(self, number: int, member: str) -> bytes:
-        """The payload of one member of a sample, checked against its crc32.
-
-        Raises:
-            DamagedSampleError: the shard is gone or cut, or the bytes are not those that were written.
-        """
-        places = self.members[member]
-        offset, length = int(places.offset[number]), int(places.length[number])
-        try:
-            payload = os.pread(_descriptor(self.shard_path(number), os.getpid()), length, offset)
-        except OSError as error:
-            raise DamagedSampleError(f"{self.where(number)}: cannot read its {member} ({error.strerror})") from error
-        if len(payload) != length:
-            raise DamagedSampleError(
-                f"{self.where(number)}: its {member} ends after {len(payload)} of {length} bytes, the shard is cut"
-            )
-        if zlib.crc32(payload) != places.crc32[number]:
-            raise DamagedSampleError(f"{self.where(number)}: the crc32 of its {member} is not the one on record")
-        return payload
-
-
-@lru_cache(maxsize=512)
-def _descriptor(path: Path, pid: int) -> int:
-    """An open descriptor of a shard. Each process (`pid`) opens its own: workers may be forked."""
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
 
 def open_index(folder: Path, members: tuple[str, ...] = (FRAME_MEMBER, FBANK_MEMBER)) -> DatasetIndex:
     """Opens a complete dataset for reading the given members.
@@ -103,8 +75,8 @@ def open_index(folder: Path, members: tuple[str, ...] = (FRAME_MEMBER, FBANK_MEM
         raise UserError(f"dataset {folder} holds no sample: all {dataset.failed} clips failed")
     table = pa.concat_tables(tables).combine_chunks()
 
-    def column(name: str) -> npt.NDArray[np.generic]:
-        return table[name].to_numpy()
+    def column(name: str) -> npt.NDArray[Any]:
+        return table[name].to_numpy()  # type: ignore[no-any-return]
 
     return DatasetIndex(
         folder=folder,

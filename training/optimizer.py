@@ -13,7 +13,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool) ->
 
     Biases, norms, tokens and queries are not decayed (MAE's rule).
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     tokens = {id(p) for p in _own_parameters(model)}
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -22,7 +23,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool) ->
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
 
 
 def _own_parameters(model: nn.Module) -> list[nn.Parameter]:

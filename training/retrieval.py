@@ -5,7 +5,6 @@ unmasked, the outputs are pooled, similarity is their cosine, and R@K is the sha
 is among the K most similar. Every result names its pool, since R@K means little without it.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from shards_spec.errors import UserError
 from training.checkpoint import CONFIG_FILE, find_checkpoint, load_weights, read_json, read_state
 from training.index import DatasetIndex, open_index
-from training.loader import Normalise, Samples, make_loader
+from training.loader import Normalise, all_shares, load
 from training.model.config import config_from_dict
 from training.model.crossmae import CrossMAE
 
@@ -112,20 +111,15 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
     )
 
 
-def _in_order(count: int, batch_size: int) -> Iterator[list[tuple[int, int]]]:
-    for start in range(0, count, batch_size):
-        yield [(number, 0) for number in range(start, min(start + batch_size, count))]
-
-
 @torch.no_grad()
 def encode_dataset(
     loaded: LoadedModel, index: DatasetIndex, *, batch_size: int, workers: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Pooled audio and image features of every sample, in the dataset's order, float32 [N, D] each, on the CPU."""
-    shares = list(_in_order(len(index), batch_size))
-    loader = make_loader(Samples(index, seed=0), shares, workers=workers, pin_memory=device.type == "cuda")
+    batches = load(index, all_shares(len(index), batch_size), seed=0, batch_size=batch_size, workers=workers)
     audio, image = [], []
-    for batch in tqdm(loader, desc="encode", unit="batch", disable=None, dynamic_ncols=True):
+    total = -(-len(index) // batch_size)
+    for batch in tqdm(batches, total=total, desc="encode", unit="batch", disable=None, dynamic_ncols=True):
         pixels, fbank = loaded.normalise(batch.image.to(device), batch.fbank.to(device))
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             audio.append(loaded.model.encode_audio(fbank).pooled.float().cpu())

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from shards_spec.command_line import one_line_errors
@@ -33,11 +32,12 @@ from training.checkpoint import (
 )
 from training.config import TrainConfig, parse_arguments
 from training.index import DatasetIndex, open_index
-from training.loader import Batch, Normalise, RankShares, Samples, make_loader
+from training.loader import Batch, Normalise, load, rank_shares
 from training.model.crossmae import CrossMAE
 from training.optimizer import learning_rate, make_optimizer
 from training.order import Place, take
 from training.processes import StopRequest, start_processes
+from training.ring import WorkerError
 from training.run_folder import METRICS_FILE, StepLog, keys_file
 
 EXIT_STOPPED = 75  # saved and stopped on a signal, to be continued (EX_TEMPFAIL of sysexits.h)
@@ -54,10 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
         accelerator = start_processes(config.mixed_precision)
         try:
             finished = Run(config, accelerator).train()
-        except (DamagedSampleError, NonFiniteLossError) as error:
-            # From a loader process the error comes with that process's traceback around the message.
-            message = str(error).rsplit("DamagedSampleError: ", 1)[-1].strip()
-            print(f"train.py: stopped: {message}", file=sys.stderr)
+        except (DamagedSampleError, WorkerError, NonFiniteLossError) as error:
+            print(f"train.py: stopped: {error}", file=sys.stderr)
             raise SystemExit(1) from None
         finally:
             accelerator.end_training()
@@ -135,7 +133,7 @@ class Run:
     def train(self) -> bool:
         """Trains to the last step. False when a signal stopped it before (after saving)."""
         stop = StopRequest()
-        batches = iter(self._loader())
+        batches = self._batches()
         bar = tqdm(
             total=self.steps,
             initial=self.step,
@@ -201,20 +199,19 @@ class Run:
 
     # ---------------------------------------------------------------- what it reads
 
-    def _loader(self) -> DataLoader[Batch]:
-        shares = RankShares(
+    def _batches(self) -> Iterator[Batch]:
+        shares = rank_shares(
+            self.place,
             n=len(self.index),
             seed=self.config.seed,
-            place=self.place,
             steps=self.steps - self.step,
             batch_size=self.config.batch_size,
             rank=self.accelerator.process_index,
             world=self.world,
             micro_steps=self.micro_steps,
         )
-        samples = Samples(self.index, self.config.seed)
-        on_gpu = self.accelerator.device.type == "cuda"
-        return make_loader(samples, shares, workers=self.config.workers, pin_memory=on_gpu)
+        piece = self.config.batch_size // self.world // self.micro_steps
+        return load(self.index, shares, seed=self.config.seed, batch_size=piece, workers=self.config.workers)
 
     def _steps_in_all(self) -> int:
         if self.config.steps is not None:

@@ -91,15 +91,15 @@ class CrossMAE(nn.Module):
         if self.contrast is not None:
             parts["contrast"] = self.contrast(audio_view.features, image_view.features)  # eq. 1
         if self.config.pixel.target != "none":
-            pixels = self.decode_pixels(image_view, audio_view)  # eqs. 7, 8
-            parts["cdt_visual"] = self.pixel_loss(pixels[0], patchify_image(image), image_view.mask)  # eq. 9
-            parts["cdt_audio"] = self.pixel_loss(pixels[1], patchify_fbank(fbank), audio_view.mask)
+            image_patches, audio_patches = self.decode_pixels(image_view, audio_view)  # eqs. 7, 8
+            parts["cdt_visual"] = self.pixel_loss(image_patches, patchify_image(image), image_view.mask)  # eq. 9
+            parts["cdt_audio"] = self.pixel_loss(audio_patches, patchify_fbank(fbank), audio_view.mask)
         if self.config.embedding.enabled:
             image_target, audio_target = self.embedding_targets(image, fbank, image_view, audio_view)
-            features = self.decode_embeddings(image_view, audio_view)  # eqs. 10, 11
-            parts["emb_visual"] = self.embedding_loss(features[0], image_target, image_view.mask)  # eq. 12
-            parts["emb_audio"] = self.embedding_loss(features[1], audio_target, audio_view.mask)
-        weights = {"contrast": self.config.contrast.weight}
+            image_features, audio_features = self.decode_embeddings(image_view, audio_view)  # eqs. 10, 11
+            parts["emb_visual"] = self.embedding_loss(image_features, image_target, image_view.mask)  # eq. 12
+            parts["emb_audio"] = self.embedding_loss(audio_features, audio_target, audio_view.mask)
+        weights = {"contrast": self.config.contrast.weight}  # lambda; the others count whole
         loss = torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()]).sum()  # eq. 13
         return CrossMAEOutput(loss=loss, parts={name: part.detach() for name, part in parts.items()})
 
@@ -117,10 +117,10 @@ class CrossMAE(nn.Module):
         if self.config.pixel.target == "none":
             raise ValueError("pixel.target is 'none', so there is nothing to show: allowed are self, cross")
         image_view, audio_view = self.see_image(image, seeds), self.see_audio(fbank, seeds)
-        pixels = self.decode_pixels(image_view, audio_view)
+        image_patches, audio_patches = self.decode_pixels(image_view, audio_view)
         return Reconstruction(
-            image=self._reconstructed(pixels[0], patchify_image(image), image_view),
-            audio=self._reconstructed(pixels[1], patchify_fbank(fbank), audio_view),
+            image=self._reconstructed(image_patches, patchify_image(image), image_view),
+            audio=self._reconstructed(audio_patches, patchify_fbank(fbank), audio_view),
         )
 
     def see_image(self, image: Tensor, seeds: Tensor) -> View:
@@ -154,9 +154,9 @@ class CrossMAE(nn.Module):
     def embedding_targets(
         self, image: Tensor, fbank: Tensor, image_view: View, audio_view: View
     ) -> tuple[Tensor, Tensor]:
-        """ "The complete original features" (eq. 12): [B, N, D] of both, or [B, V, D] with `visible_only`.
+        """Eq. 12's "complete original features": [B, N, D] of both, or [B, V, D] with `visible_only`.
 
-        The full view comes after the masked one: the autocast of older torch keeps a weight's first cast, and one made
+        To be called after the masked views: the autocast of older torch keeps a weight's first cast, and one made
         without gradient would leave the weight without.
         """
         if self.config.embedding.targets == "visible_only":

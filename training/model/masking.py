@@ -20,7 +20,7 @@ def _signed(constant: int) -> int:
     return constant - 2**64 if constant >= 2**63 else constant
 
 
-_GOLDEN = _signed(0x9E3779B97F4A7C15)
+GOLDEN = _signed(0x9E3779B97F4A7C15)
 _MIX_1 = _signed(0xBF58476D1CE4E5B9)
 _MIX_2 = _signed(0x94D049BB133111EB)
 
@@ -33,19 +33,23 @@ class Mask:
     is_masked: Tensor  # [B, N] bool, True = hidden
 
 
-def splitmix64(seed: Tensor, n: Tensor) -> Tensor:
-    """Output number n (from 0) of the SplitMix64 generator started at `seed`: int64 tensors that broadcast."""
-    z = seed + (n + 1) * _GOLDEN
+def splitmix64(state: Tensor) -> Tensor:
+    """The output of a SplitMix64 generator in this state, int64 of any shape; its next state is state + GOLDEN."""
+    z = state + GOLDEN
     z = (z ^ _shift_right(z, 30)) * _MIX_1
     z = (z ^ _shift_right(z, 27)) * _MIX_2
     return z ^ _shift_right(z, 31)
 
 
 def noise(seeds: Tensor, stream: int, count: int) -> Tensor:
-    """Uniform int64 noise [B, count] of (seed, stream, index) for seeds [B]."""
-    key = splitmix64(seeds, torch.full_like(seeds, stream))
+    """Uniform int64 noise [B, count] of (seed, stream, index) for seeds [B]: each part is hashed into the last.
+
+    The index joins by XOR, never as index * GOLDEN: torch.compile takes that for address arithmetic of its C++ loop,
+    where an overflow is undefined and has been seen to make the loop run past its end.
+    """
+    key = splitmix64(splitmix64(seeds) ^ stream)
     index = torch.arange(count, device=seeds.device)
-    return splitmix64(key[:, None], index[None, :])
+    return splitmix64(key[:, None] ^ index[None, :])
 
 
 def mask_image(seeds: Tensor, tokens: int, ratio: float) -> Mask:
