@@ -11,10 +11,10 @@ import webdataset
 from shards_spec.errors import DamagedSampleError, UserError
 from shards_spec.sample import FBANK_MEMBER, FRAME_MEMBER
 from tests.datasets import make_dataset
-from training.index import open_index
-from training.loader import Normalise, load, rank_shares
-from training.order import Place, epoch_order
-from training.reader import SampleReader
+from training.stream.index import open_index
+from training.stream.loader import Normalise, load, rank_shares
+from training.stream.order import Place, epoch_order
+from training.stream.reader import SampleReader
 
 SIZES = (5, 4, 3)
 START = Place()

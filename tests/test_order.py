@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.order import Place, epoch_order, rank_slice, sample_seeds, splitmix64, take
+from training.stream.order import Place, epoch_order, rank_slice, sample_seeds, splitmix64, take
 
 
 def test_splitmix64_gives_the_published_sequence():

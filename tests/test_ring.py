@@ -12,9 +12,9 @@ import pytest
 
 from tests.datasets import make_dataset
 from tests.runs import ROOT
-from training.index import open_index
-from training.reader import SampleReader
-from training.ring import Ring, WorkerError, make_slots
+from training.stream.index import open_index
+from training.stream.reader import SampleReader
+from training.stream.ring import Ring, WorkerError, make_slots
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +81,8 @@ def test_no_worker_is_left_behind(index):
 _HOLDS_A_RING = """
 import sys, time
 from pathlib import Path
-from training.index import open_index
-from training.ring import Ring
+from training.stream.index import open_index
+from training.stream.ring import Ring
 ring = Ring(open_index(Path(sys.argv[1])), batch_size=2, workers=3)
 print(*[worker.process.pid for worker in ring._workers], flush=True)
 time.sleep(60)

@@ -22,7 +22,7 @@ from torch import nn
 
 from shards_spec.atomic import TEMPORARY_SUFFIX, sync_folder
 from shards_spec.errors import UserError
-from training.order import ORDER_VERSION, Place
+from training.stream.order import ORDER_VERSION, Place
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"

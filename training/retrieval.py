@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from shards_spec.errors import UserError
 from training.checkpoint import CONFIG_FILE, find_checkpoint, load_weights, read_json, read_state
-from training.index import DatasetIndex, open_index
-from training.loader import Normalise, all_shares, load
 from training.model.config import config_from_dict
 from training.model.crossmae import CrossMAE
+from training.stream.index import DatasetIndex, open_index
+from training.stream.loader import Normalise, all_shares, load
 
 # Q queries, C candidates, D features.
 RANKS = (1, 5, 10)

@@ -31,14 +31,14 @@ from training.checkpoint import (
     write_json,
 )
 from training.config import TrainConfig, parse_arguments
-from training.index import DatasetIndex, open_index
-from training.loader import Batch, Normalise, load, rank_shares
 from training.model.crossmae import CrossMAE
 from training.optimizer import learning_rate, make_optimizer
-from training.order import Place, take
 from training.processes import StopRequest, start_processes
-from training.ring import WorkerError
 from training.run_folder import METRICS_FILE, StepLog, keys_file
+from training.stream.index import DatasetIndex, open_index
+from training.stream.loader import Batch, Normalise, load, rank_shares
+from training.stream.order import Place, take
+from training.stream.ring import WorkerError
 
 EXIT_STOPPED = 75  # saved and stopped on a signal, to be continued (EX_TEMPFAIL of sysexits.h)
 

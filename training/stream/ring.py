@@ -25,8 +25,8 @@ import numpy.typing as npt
 
 from shards_spec.errors import DamagedSampleError
 from shards_spec.sample import FBANK_DTYPE, FBANK_SHAPE, FRAME_SIZE
-from training.index import DatasetIndex
-from training.reader import SampleReader
+from training.stream.index import DatasetIndex
+from training.stream.reader import SampleReader
 
 # B samples, S pixels a side, T fbank rows, M mel bins.
 _PAGE = mmap.PAGESIZE

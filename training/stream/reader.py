@@ -14,7 +14,7 @@ from isal import isal_zlib
 
 from shards_spec.errors import DamagedSampleError
 from shards_spec.sample import FBANK_HEADER, FBANK_MEMBER, FRAME_MEMBER
-from training.index import DatasetIndex
+from training.stream.index import DatasetIndex
 
 _OPEN_SHARDS = 128  # descriptors kept: AudioSet-2M has thousands of shards
 

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from training.index import DatasetIndex
-from training.order import Place, rank_slice, sample_seeds, take
-from training.ring import Ring
+from training.stream.index import DatasetIndex
+from training.stream.order import Place, rank_slice, sample_seeds, take
+from training.stream.ring import Ring
 
 # B samples, T fbank rows, M mel bins, S pixels a side.
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, as MAE and every timm ViT
