@@ -76,7 +76,7 @@ def open_index(folder: Path, members: tuple[str, ...] = (FRAME_MEMBER, FBANK_MEM
     table = pa.concat_tables(tables).combine_chunks()
 
     def column(name: str) -> npt.NDArray[Any]:
-        return table[name].to_numpy()  # type: ignore[no-any-return]
+        return table[name].to_numpy()
 
     return DatasetIndex(
         folder=folder,
