@@ -1,0 +1,158 @@
+"""What came of a request: all shard tables added up, as dataset.json and as a summary for people."""
+
+import math
+import platform
+from collections import Counter
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from pipeline.plan import Plan
+from shards_spec.dataset import Dataset, ShardInfo, fingerprint, read_dataset, write_dataset
+from shards_spec.errors import UserError
+from shards_spec.sample import FBANK_MELS
+from shards_spec.tables import REASONS, read_table, shard_stem
+
+NOT_PRESENT = ("missing", "bad_segment", "duplicate")  # reasons of clips for which there was nothing to decode
+_EXAMPLES = 3  # clips named for each reason
+_LIBRARIES = ("av", "decord", "numpy", "pillow", "pyarrow", "torch", "torchaudio")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """All clips of a request.
+
+    Attributes:
+        failures: clips by reason.
+        examples: `source: detail` of the first clips of each reason.
+        valid_values: fbank values before padding; fbank_sum and fbank_sumsq are over them.
+    """
+
+    shards: list[ShardInfo]
+    failures: dict[str, int]
+    examples: dict[str, list[str]]
+    valid_values: int
+    fbank_sum: float
+    fbank_sumsq: float
+
+    @property
+    def samples(self) -> int:
+        """Clips that gave a sample."""
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def failed(self) -> int:
+        """Clips that gave none."""
+        return sum(shard.failed for shard in self.shards)
+
+    @property
+    def failed_present(self) -> int:
+        """Clips that gave none although there was a file."""
+        return sum(count for reason, count in self.failures.items() if reason not in NOT_PRESENT)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the exact bytes of the dataset."""
+        return fingerprint(self.shards)
+
+    @property
+    def mean(self) -> float:
+        """Of the fbank values."""
+        return self.fbank_sum / self.valid_values
+
+    @property
+    def std(self) -> float:
+        """Of the fbank values."""
+        return math.sqrt(max(0.0, self.fbank_sumsq / self.valid_values - self.mean**2))
+
+
+def take_account(folder: Path, plan: Plan) -> Account:
+    """Reads the tables of all shards, in order.
+
+    Raises:
+        UserError: a table is damaged, or is not the plan's.
+    """
+    shards = []
+    failures: Counter[str] = Counter()
+    examples: dict[str, list[str]] = {}
+    sums: dict[str, list[float]] = {"valid_frames": [], "fbank_sum": [], "fbank_sumsq": []}
+    firsts = plan.shard_firsts()
+    for number in range(plan.shards):
+        parquet = folder / f"{shard_stem(number)}.parquet"
+        table, facts = read_table(parquet)
+        planned = plan.table["key"].slice(firsts[number], firsts[number + 1] - firsts[number])
+        if table["key"].to_pylist() != planned.to_pylist():
+            raise UserError(f"{parquet} holds other clips than the plan: remove it and run the same command again")
+        tar = parquet.with_suffix(".tar").name
+        shards.append(ShardInfo(name=tar, **{k: facts[k] for k in ("samples", "failed", "bytes", "sha256")}))
+        for name, values in sums.items():
+            values.append(pc.sum(table[name]).as_py() or 0)
+        failed = table.filter(pc.equal(table["status"], "failed")).select(["key", "source", "reason", "detail"])
+        for row in failed.to_pylist():
+            failures[row["reason"]] += 1
+            named = examples.setdefault(row["reason"], [])
+            if len(named) < _EXAMPLES:
+                named.append(_printable(f"{row['source'] or row['key']}: {row['detail'] or row['reason']}"))
+    return Account(
+        shards=shards,
+        failures={reason: failures[reason] for reason in REASONS if failures[reason]},
+        examples=examples,
+        valid_values=int(sum(sums["valid_frames"])) * FBANK_MELS,
+        fbank_sum=math.fsum(sums["fbank_sum"]),
+        fbank_sumsq=math.fsum(sums["fbank_sumsq"]),
+    )
+
+
+def _printable(text: str) -> str:
+    """One line without control characters: file names may hold any."""
+    return "".join(c if c.isprintable() else "?" for c in text)[:160]
+
+
+def is_written(folder: Path, account: Account) -> bool:
+    """Whether dataset.json is there, whole, and says what the shard tables say."""
+    try:
+        dataset = read_dataset(folder)
+    except UserError:
+        return False
+    return (dataset.shards, dataset.failures) == (account.shards, account.failures)
+
+
+def write_account(folder: Path, plan: Plan, account: Account) -> None:
+    """Writes dataset.json."""
+    dataset = Dataset(
+        recipe=plan.recipe,
+        samples=account.samples,
+        failed=account.failed,
+        failures=account.failures,
+        shards=account.shards,
+        classes=plan.classes,
+        mean=account.mean,
+        std=account.std,
+        fingerprint=account.fingerprint,
+        versions=library_versions(),
+    )
+    write_dataset(folder, dataset)
+
+
+def library_versions() -> dict[str, str]:
+    """Of Python and the libraries whose version may change bytes."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES}
+
+
+def summary(folder: Path, account: Account) -> list[str]:
+    """The lines printed at the end of a run."""
+    size = sum(shard.bytes for shard in account.shards)
+    width = len(f"{account.samples + account.failed:,}")
+    lines = [f"{folder}: {account.samples + account.failed:,} clips asked for"]
+    shown = f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+    lines.append(f"  {account.samples:>{width},} ok, {shown} in {len(account.shards):,} shards")
+    for reason, count in account.failures.items():
+        lines.append(f"  {count:>{width},} {reason}")
+        lines += [f"  {'':{width}}   {example}" for example in account.examples[reason]]
+        if count > _EXAMPLES:
+            lines.append(
+                f"  {'':{width}}   and {count - _EXAMPLES:,} more (columns reason and detail of shard-*.parquet)"
+            )
+    return lines

@@ -1,0 +1,252 @@
+"""Clips are made in a process of their own, because decoders hang and crash on damaged files.
+
+    parent thread ──(path, row)──> child          the child always has the next clip waiting
+                  <──Encoded, Failure or Defect──
+
+A clip that takes too long, or takes the child with it, costs that clip alone: a new child goes on with the next.
+Children end with their parent, however it ends: the pipe closes, and the kernel kills those that hang in a decoder.
+"""
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.clip_error import ClipError
+from pipeline.encode_sample import Encoded
+from shards_spec.tables import Reason
+
+Job = tuple[Path, dict[str, Any]]  # the file, and the clip's row in the plan
+Make = Callable[[Path, dict[str, Any]], Encoded]
+
+
+class Failure(NamedTuple):
+    """A clip without a sample: columns reason and detail of its row."""
+
+    reason: Reason
+    detail: str
+
+
+class _Defect(NamedTuple):
+    """An exception that is no clip's fault."""
+
+    trace: str
+
+
+class DecoderDefectError(RuntimeError):
+    """Preparing a clip raised what no damaged file should raise: a mistake in the program."""
+
+
+class StoppedError(RuntimeError):
+    """The run is to end; this shard is not finished."""
+
+
+_AHEAD = 2  # clips sent and not yet answered: one in work, one waiting
+_STOP_POLL = 0.2  # seconds until a stop is noticed
+_START_SECONDS = 180.0  # for a child to import its modules, on a slow network disk
+_DECODER_PACKAGES = {"av", "decord"}
+# What children import: make_shards' own imports too, multiprocessing runs the main module again in each child.
+_PRELOAD = ["pipeline.shard_queue", "pipeline.account", "tyro", "pipeline.fbank", "pipeline.frame", "pipeline.decode"]
+_ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
+_PR_SET_PDEATHSIG = 1
+
+_context = multiprocessing.get_context("forkserver")
+_lock = threading.Lock()  # multiprocessing's bookkeeping of children is not made for threads
+
+
+def start_fork_server() -> None:
+    """Starts, in the background, the process that children are forked from, with all imports done. Once is enough."""
+    with _lock:
+        before = {name: os.environ.get(name) for name in _ONE_THREAD}
+        os.environ.update(_ONE_THREAD)
+        try:
+            _context.set_forkserver_preload(_PRELOAD)
+            forkserver.ensure_running()
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+class DecoderProcess:
+    """A child process that makes samples, replaced when it is lost. For one thread; use it in a `with` block."""
+
+    def __init__(self, make: Make, *, timeout: float, stop: threading.Event) -> None:
+        """
+        Args:
+            make: makes a sample, in the child; it must be picklable.
+            timeout: seconds that a clip may take.
+            stop: when set, `outcomes` raises StoppedError.
+        """
+        self._make, self._timeout, self._stop = make, timeout, stop
+        self._process: ForkServerProcess | None = None
+        self._connection: Connection[Any, Any] | None = None
+
+    def __enter__(self) -> "DecoderProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def outcomes(self, jobs: Iterable[Job]) -> Iterator[Encoded | Failure]:
+        """The outcome of each job, in order.
+
+        Raises:
+            DecoderDefectError: the program, not the clip, is at fault.
+            StoppedError: `stop` was set.
+        """
+        waiting = iter(jobs)
+        sent: deque[Job] = deque()
+        while True:
+            while len(sent) < _AHEAD and (job := next(waiting, None)) is not None:
+                sent.append(job)
+                if self._connection is not None:
+                    self._send(job)
+            if not sent:
+                return
+            if self._connection is None:
+                self._start()
+                for job in sent:
+                    self._send(job)
+            yield self._answer(sent.popleft())
+
+    def _start(self) -> None:
+        with _lock:
+            here, there = _context.Pipe()
+            process = _context.Process(target=_serve, args=(there, self._make), daemon=True)
+            process.start()
+            there.close()
+        self._process, self._connection = process, here
+        if not self._wait(_START_SECONDS):
+            raise DecoderDefectError(f"the decoder process was not ready after {_START_SECONDS:g} s")
+        try:
+            here.recv()
+        except (EOFError, OSError):
+            raise DecoderDefectError(f"the decoder process {self._end()} before its first clip") from None
+
+    def _send(self, job: Job) -> None:
+        assert self._connection is not None
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died: the answer will be missing
+            self._connection.send(job)
+
+    def _answer(self, job: Job) -> Encoded | Failure:
+        assert self._connection is not None
+        if not self._wait(self._timeout):
+            self._end()
+            return Failure("timeout", f"took longer than {self._timeout:g} s")
+        try:
+            answer = self._connection.recv()
+        except (EOFError, OSError):
+            return Failure("crashed", f"the decoder process {self._end()}")
+        if isinstance(answer, _Defect):
+            path, row = job
+            raise DecoderDefectError(f"clip {row['key']} ({path}): {answer.trace}")
+        assert isinstance(answer, Encoded | Failure)
+        return answer
+
+    def _wait(self, seconds: float) -> bool:
+        """Whether the child has something to say within `seconds`; its death counts."""
+        assert self._connection is not None
+        deadline = time.monotonic() + seconds
+        while not self._stop.is_set():
+            left = deadline - time.monotonic()
+            if self._connection.poll(max(0.0, min(left, _STOP_POLL))):
+                return True
+            if left <= 0:
+                return False
+        raise StoppedError
+
+    def _end(self) -> str:
+        """Ends the child, whatever it does. Returns how it ended, for people."""
+        process, connection = self._process, self._connection
+        self._process = self._connection = None
+        if process is None or connection is None:
+            return "was not running"
+        connection.close()
+        process.join(0.5)  # dead already, or ends because its pipe is closed
+        with _lock:
+            process.kill()
+            process.join(5)
+            status = process.exitcode
+        if status is None or status >= 0:
+            return f"ended with status {status}"
+        hint = " (out of memory?)" if status == -signal.SIGKILL else ""
+        return f"was killed by {signal.Signals(-status).name}{hint}"
+
+
+def _serve(connection: "Connection[Any, Any]", make: Make) -> None:
+    """The child: answers jobs until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    _die_with_parent()
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    # The parent closes its end when it wants no more: the child may be waiting for a clip then, or answering.
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        connection.send("ready")
+        _silence()
+        while True:
+            path, row = connection.recv()
+            connection.send(_attempt(make, path, row))
+
+
+def _attempt(make: Make, path: Path, row: dict[str, Any]) -> Encoded | Failure | _Defect:
+    """Exceptions become answers. Those of the file system, of memory and from inside a decoder are the clip's fault;
+    any other is ours, and stops the run."""
+    try:
+        return make(path, row)
+    except ClipError as error:
+        return Failure(error.reason, error.detail)
+    except (OSError, MemoryError) as error:
+        return Failure("decode_error", _one_line(error))
+    except Exception as error:  # noqa: BLE001 (nothing is swallowed: it goes to the parent, which raises it)
+        if _from_decoder(error):
+            return Failure("decode_error", _one_line(error))
+        return _Defect(traceback.format_exc())
+
+
+def _from_decoder(error: Exception) -> bool:
+    """Whether the innermost frames of the traceback belong to a decoder's package."""
+    innermost = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+    packages = {innermost.split(".")[0], type(error).__module__.split(".")[0]}
+    return bool(packages & _DECODER_PACKAGES)
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+
+
+def _die_with_parent() -> None:
+    """Asks the kernel for SIGKILL when the fork server is gone, which ends with the parent.
+
+    It notices the parent's end by a pipe of which every child inherits the writing end: one that hangs in a decoder
+    would keep the server, and thereby itself, alive.
+    """
+    alive = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)
+    if alive is not None:
+        os.close(alive)
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def _silence() -> None:
+    """FFmpeg reports every damaged packet on stderr: what counts is in the shard's table."""
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)

@@ -1,0 +1,144 @@
+"""One clip -> the bytes of its sample. Runs in the decoder process."""
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.clip_error import ClipError
+from shards_spec.sample import (
+    AUDIO_MEMBER,
+    FBANK_MEMBER,
+    FRAME_MEMBER,
+    JSON_MEMBER,
+    SAMPLE_RATE,
+    encode_fbank,
+    encode_json,
+    extra_frame_member,
+    member_names,
+)
+
+if TYPE_CHECKING:
+    from pipeline.decode import DecodedClip
+
+
+class Encoded(NamedTuple):
+    """A sample, ready to be written.
+
+    Attributes:
+        payloads: bytes by member name, in tar order.
+        valid_frames: fbank rows before padding.
+        fbank_sum, fbank_sumsq: over the valid rows as stored (float16), in float64.
+    """
+
+    payloads: dict[str, bytes]
+    valid_frames: int
+    fbank_sum: float
+    fbank_sumsq: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """How clips are decoded and what is kept of them: options of make-shards."""
+
+    decoder: Literal["auto", "decord", "pyav"] = "auto"
+    frame_fit: Literal["resize", "crop"] = "resize"
+    frames: int = 1
+    keep_audio: bool = False
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Member names of each sample, in tar order."""
+        return member_names(self.frames, self.keep_audio)
+
+
+def make_sample(path: Path, row: dict[str, Any], *, options: SampleOptions) -> Encoded:
+    """Decodes and encodes the planned clip `row` (a row of plan.parquet) from the file `path`.
+
+    Raises:
+        ClipError: the clip gives no sample.
+    """
+    # Imported here: the parent of the decoder processes names this function without needing torch.
+    from pipeline.decode import decode_clip
+
+    try:
+        if path.stat().st_size == 0:
+            raise ClipError("empty_file", "the file has 0 bytes")
+    except FileNotFoundError:
+        raise ClipError("missing", "the file is gone since the plan was made") from None
+    clip = decode_clip(
+        path,
+        start=row["start"],
+        end=row["end"],
+        named_start=row["named_start"],
+        decoder=options.decoder,
+        frame_fit=options.frame_fit,
+        frames=options.frames,
+    )
+    return encode_sample(row, clip, options=options)
+
+
+def encode_sample(row: dict[str, Any], clip: "DecodedClip", *, options: SampleOptions) -> Encoded:
+    """The payloads of a decoded clip.
+
+    Raises:
+        ClipError: `too_short`, less audio than one fbank window.
+    """
+    from pipeline.fbank import fbank
+    from pipeline.frame import encode_jpeg
+
+    stored, valid_frames = fbank(clip.waveform)
+    metadata: dict[str, Any] = {
+        **{name: row[name] for name in ("key", "ytid", "start", "end", "source")},
+        "labels": row["labels"] or [],
+        "label_ids": row["label_ids"] or [],
+        "file_start": clip.file_start,
+        "duration": clip.duration,
+        "fps": clip.fps,
+        "width": clip.width,
+        "height": clip.height,
+        "sample_rate": clip.sample_rate,
+        "channels": clip.channels,
+        "frame_time": clip.frame_time,
+        "valid_frames": valid_frames,
+        "decoder": clip.decoder,
+    }
+    payloads = {FRAME_MEMBER: encode_jpeg(clip.frame), FBANK_MEMBER: encode_fbank(stored)}
+    if options.frames > 1:
+        metadata["extra_frame_times"] = list(clip.extra_frame_times)
+        payloads |= {extra_frame_member(i): encode_jpeg(frame) for i, frame in enumerate(clip.extra_frames)}
+    if options.keep_audio:
+        payloads[AUDIO_MEMBER] = encode_flac(clip.waveform)
+    payloads[JSON_MEMBER] = encode_json({name: _json_number(value) for name, value in metadata.items()})
+    rows = stored[:valid_frames].astype(np.float64)
+    return Encoded(
+        payloads={member: payloads[member] for member in options.members},
+        valid_frames=valid_frames,
+        fbank_sum=float(rows.sum()),
+        fbank_sumsq=float(np.square(rows).sum()),
+    )
+
+
+def _json_number(value: Any) -> Any:
+    """JSON has neither NaN nor infinity: files without a duration or frame rate say null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def encode_flac(waveform: npt.NDArray[np.float32]) -> bytes:
+    """A FLAC file, 16 bit mono at SAMPLE_RATE, of float32 [samples] in [-1, 1]. Equal input gives equal bytes."""
+    import av
+
+    samples = np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="flac", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("flac", rate=SAMPLE_RATE, layout="mono", format="s16")
+        stream.codec_context.flags |= av.codec.context.Flags.bitexact
+        frame = av.AudioFrame.from_ndarray(samples[np.newaxis], format="s16", layout="mono")
+        frame.sample_rate = SAMPLE_RATE
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()

@@ -1,0 +1,141 @@
+"""Opening a media file and reading its header with PyAV; what both decoders know of a file before they decode it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.container import InputContainer
+
+from pipeline.audio import AudioRun
+from pipeline.clip_error import ClipError
+from pipeline.timeline import Segment
+
+MICROSECONDS = 1_000_000  # FFmpeg's unit for whole containers
+_PICTURES = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+_MP4_SUFFIXES = (".mp4", ".m4v", ".mov")
+_BAD_READS = 100  # damaged places of a file that are passed over
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streams:
+    """The tracks of a file that a player would play."""
+
+    video: av.VideoStream
+    audio: av.AudioStream
+
+
+def open_media(path: Path, *, quick: bool = False) -> InputContainer:
+    """Opens a file; local data only, whatever a playlist inside it names.
+
+    Args:
+        quick: decode no picture to learn about the video stream. For MP4, whose header says all that is needed,
+            that halves the time; what is not said then is the pixel format and, rarely, how far frames are
+            reordered. Other containers need the picture for right timestamps and are opened as ever.
+
+    Raises:
+        ClipError: `empty_file`, `unreadable`.
+    """
+    options = {"protocol_whitelist": "file"}
+    if quick and path.suffix.lower() in _MP4_SUFFIXES:
+        options |= {"skip_frame": "all", "threads": "1"}
+    try:
+        if path.stat().st_size == 0:
+            raise ClipError("empty_file", "zero bytes")
+        # "file:" keeps names that look like a protocol ("a:b.mp4") from being taken for one.
+        return av.open(f"file:{path}", "r", options=options, metadata_errors="replace")
+    except (av.error.FFmpegError, OSError) as error:
+        raise ClipError("unreadable", f"no media container: {error.strerror}") from error
+
+
+def pick_streams(container: InputContainer) -> Streams:
+    """The video and the audio track that a player would choose: FFmpeg's choice, cover images left aside.
+
+    Raises:
+        ClipError: `no_video`, `no_audio`, `unreadable` (no packet at all), `decode_error` (no decoder).
+    """
+    video = container.streams.best("video")
+    if video is None or video.disposition & _PICTURES:
+        moving = [stream for stream in container.streams.video if not stream.disposition & _PICTURES]
+        video = moving[0] if moving else None
+    audio = container.streams.best("audio")
+    if audio is None and container.streams.audio:
+        audio = container.streams.audio[0]
+    if (video is None or audio is None) and not any(packet.size for packet in demux(container)):
+        raise ClipError("unreadable", f"a {container.format.name} container without a packet")
+    if video is None:
+        raise ClipError("no_video", "no video stream")
+    if audio is None:
+        raise ClipError("no_audio", "no audio stream")
+    assert isinstance(video, av.VideoStream) and isinstance(audio, av.AudioStream)
+    for stream in (video, audio):
+        if stream.codec_context is None:
+            raise ClipError("decode_error", f"this FFmpeg has no decoder for the {stream.type} stream")
+    # One thread: clips are decoded in as many processes as there are cores.
+    video.codec_context.thread_count = audio.codec_context.thread_count = 1
+    return Streams(video=video, audio=audio)
+
+
+def start_of(container: InputContainer) -> float:
+    """The timestamp, in seconds, that is 0 on the file's timeline."""
+    return (container.start_time or 0) / MICROSECONDS
+
+
+def header_duration(container: InputContainer) -> float | None:
+    """Seconds that the header states, None where it states nothing."""
+    return container.duration / MICROSECONDS if container.duration and container.duration > 0 else None
+
+
+def demux(container: InputContainer, *streams: av.stream.Stream) -> Iterator[av.Packet]:
+    """The packets of `streams` (all, if none are named) in file order; damaged places are passed over."""
+    for _ in range(_BAD_READS):
+        try:
+            for packet in container.demux(*streams):
+                if packet.size:  # the last ones are empty: they tell decoders to end, which ours are told otherwise
+                    yield packet
+            return
+        except av.error.FFmpegError:
+            continue
+
+
+def timestamp(item: av.Packet | av.VideoFrame) -> int | None:
+    """When a packet or a frame is shown, in its stream's time base; some containers state only decoding times."""
+    return item.pts if item.pts is not None else item.dts
+
+
+def packet_end(packet: av.Packet) -> float | None:
+    """Seconds at which a packet's content ends, as the stream counts time; None where it does not say."""
+    begin = timestamp(packet)
+    return None if begin is None else float((begin + (packet.duration or 0)) * packet.time_base)
+
+
+def measured_duration(path: Path) -> float:
+    """Seconds from the container's start to the end of the last packet: for files whose header does not say.
+
+    Raises:
+        ClipError: as `open_media` and `pick_streams`; `too_short`, no packet has a timestamp.
+    """
+    with open_media(path) as container:
+        streams = pick_streams(container)
+        ends = [end for packet in demux(container, streams.video, streams.audio) if (end := packet_end(packet))]
+        if not ends:
+            raise ClipError("too_short", "no packet with a timestamp")
+        return max(ends) - start_of(container)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawClip:
+    """What a decoder gives of one segment, before it is a waveform."""
+
+    segment: Segment
+    runs: Sequence[AudioRun]  # all sound of the segment, perhaps more
+    frames: Sequence[npt.NDArray[np.uint8]]  # [FRAME_SIZE, FRAME_SIZE, 3] for each of segment.targets
+    frame_times: Sequence[float]  # seconds on the file's timeline
+    duration: float  # of the file, seconds
+    fps: float  # 0.0 where the file does not say
+    width: int  # of the picture as displayed: turned upright, pixels as stored
+    height: int
+    sample_rate: int  # Hz, of the source
+    channels: int

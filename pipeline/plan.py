@@ -1,0 +1,289 @@
+"""The plan of a dataset: every requested clip, its file, its shard. Written before any decoding, read back by reruns.
+
+    request (rows of the CSV, or the raw files) x raw files -> plan.parquet
+
+Rows keep the order of the request. A request that has grown gets new shards for its new rows: what is there stays.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.raw_files import RawFile, RawIndex, walk
+from pipeline.segments import ClassList, Segment
+from shards_spec import sample
+from shards_spec.errors import UserError
+from shards_spec.tables import PLAN_SCHEMA, plan_path, read_table, write_table
+
+Row = dict[str, Any]
+Found = tuple[RawFile | None, float | None, str]  # file, start that its name states, what was found instead
+Locate = Callable[[Sequence[Segment]], Iterator[Found]]
+
+_NOT_RETRIED = ("bad_segment", "duplicate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What plan.parquet holds.
+
+    Attributes:
+        table: PLAN_SCHEMA, rows in shard order.
+        recipe: every option that changes bytes.
+        classes: index, mid, name of each class.
+        versions: of the libraries when the plan was made.
+    """
+
+    table: pa.Table
+    recipe: dict[str, Any]
+    classes: list[dict[str, Any]]
+    versions: dict[str, str]
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return int(self.table["shard"][-1].as_py()) + 1
+
+    def shard_firsts(self) -> list[int]:
+        """Row number at which each shard begins, and the number of rows at the end."""
+        return [int(i) for i in np.searchsorted(self.table["shard"].to_numpy(), np.arange(self.shards + 1))]
+
+    def write(self, folder: Path) -> None:
+        """Writes plan.parquet."""
+        facts = {"recipe": self.recipe, "classes": self.classes, "versions": self.versions}
+        write_table(plan_path(folder), self.table, PLAN_SCHEMA, facts)
+
+
+def make_recipe(
+    *,
+    by_file: bool,
+    shard_size: int,
+    frame_fit: str,
+    frames: int,
+    keep_audio: bool,
+    decoder: str,
+    clip_seconds: float,
+    classes: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Every choice that changes bytes: the options, and the constants of the format."""
+    return {
+        "segments": "none" if by_file else "CSV",
+        "class_labels": hashlib.sha256(json.dumps(classes, sort_keys=True).encode()).hexdigest() if classes else "none",
+        "shard_size": shard_size,
+        "frame_fit": frame_fit,
+        "frames": frames,
+        "keep_audio": keep_audio,
+        "decoder": decoder,
+        "clip_seconds": clip_seconds,
+        "sample_rate": sample.SAMPLE_RATE,
+        "fbank_mels": sample.FBANK_MELS,
+        "fbank_frames": sample.FBANK_FRAMES,
+        "fbank_window_ms": sample.FBANK_WINDOW_MS,
+        "fbank_shift_ms": sample.FBANK_SHIFT_MS,
+        "frame_size": sample.FRAME_SIZE,
+        "jpeg_quality": sample.JPEG_QUALITY,
+    }
+
+
+def read_plan(folder: Path) -> Plan | None:
+    """The plan of a dataset folder, None where there is none.
+
+    Raises:
+        UserError: it is damaged, or shards lie there without a plan.
+    """
+    path = plan_path(folder)
+    if not path.is_file():
+        stray = next(folder.glob("shard-*.parquet"), None) if folder.is_dir() else None
+        if stray is not None:
+            raise UserError(f"{folder} holds {stray.name} but no {path.name}: restore it, or give another --out")
+        return None
+    table, facts = read_table(path)
+    if missing := [name for name in ("recipe", "classes", "versions") if name not in facts]:
+        raise UserError(f"{path} lacks {missing[0]}: it is no plan of make-shards; give another --out")
+    return Plan(table=table, recipe=facts["recipe"], classes=facts["classes"], versions=facts["versions"])
+
+
+def check_recipe(plan: Plan, recipe: dict[str, Any], folder: Path) -> None:
+    """Raises UserError naming every option in which `recipe` differs from the plan's."""
+    differences = [
+        f"--{name.replace('_', '-')} was {_short(plan.recipe.get(name))}, now {_short(recipe.get(name))}"
+        for name in sorted(recipe.keys() | plan.recipe.keys())
+        if plan.recipe.get(name) != recipe.get(name)
+    ]
+    if differences:
+        raise UserError(
+            f"{folder} was begun with another recipe: {'; '.join(differences)}: "
+            "give the options it was begun with, or another --out"
+        )
+
+
+def _short(value: object) -> str:
+    return value[:12] if isinstance(value, str) else str(value)
+
+
+def files_request(roots: Sequence[Path], *, clip_seconds: float, limit: int | None) -> tuple[list[Segment], Locate]:
+    """Every media file as a clip of its first `clip_seconds`, by path; and where each of them lies."""
+    files = sorted((path, root, stem) for root, path, stem in walk(roots))[:limit]
+    if not files:
+        raise UserError(f"no media file below {_list(roots)}: give the folder that holds the downloads")
+    request, place = [], {}
+    for path, root, stem in files:
+        segment = Segment(sample.file_key(stem), None, f"{root}/{_shown(path)}", 0.0, clip_seconds, (), 0, "")
+        request.append(segment)
+        place[segment.stem] = RawFile(root, path, ())
+    return request, lambda segments: ((place[segment.stem], 0.0, "") for segment in segments)
+
+
+def segments_locator(roots: Sequence[Path]) -> Locate:
+    """Finds the files of CSV rows. The roots are listed when it is called."""
+
+    def locate(segments: Sequence[Segment]) -> Iterator[Found]:
+        index = RawIndex(
+            roots,
+            ytids={s.ytid for s in segments if s.ytid is not None},
+            stems={s.stem for s in segments if s.stem is not None},
+        )
+        for s in segments:
+            if s.start is None:
+                yield None, None, ""
+            else:
+                file, named_start, instead = index.find(ytid=s.ytid, stem=s.stem, start=s.start)
+                yield file, named_start, instead or f"no file of this clip below {_list(roots)}"
+
+    return locate
+
+
+def _list(roots: Sequence[Path]) -> str:
+    return ", ".join(str(root) for root in roots)
+
+
+def plan_request(
+    old: Plan | None, request: list[Segment], locate: Locate, *, by_file: bool, shard_size: int, classes: ClassList
+) -> pa.Table | None:
+    """The table of the whole plan, None where the old one covers the request.
+
+    Raises:
+        UserError: clips of the old plan are no longer asked for, or no clip has a file.
+    """
+    new = request if old is None else _new_rows(old, request, by_file)
+    if not new:
+        return None
+    taken: set[str] = set()
+    first_shard = 0
+    if old is not None:
+        first_shard = old.shards
+        taken = {
+            key
+            for key, reason in zip(old.table["key"].to_pylist(), old.table["reason"].to_pylist(), strict=True)
+            if reason not in _NOT_RETRIED
+        }
+    table = _table(new, locate(new), taken, classes, first_shard=first_shard, shard_size=shard_size)
+    if old is None and table["root"].null_count == len(table):
+        raise UserError(
+            f"none of the {len(table)} clips has a file: first {table['key'][0]} "
+            f"({table['detail'][0]}); expected names like {_example(request)}"
+        )
+    return table if old is None else pa.concat_tables([old.table.replace_schema_metadata(None), table])
+
+
+def _example(request: Iterable[Segment]) -> str:
+    segment = next(s for s in request if not s.problem)
+    return (
+        f"{segment.stem}.mp4" if segment.ytid is None else f"{segment.ytid}.mp4 or {segment.ytid}_{segment.start}.mp4"
+    )
+
+
+def _new_rows(old: Plan, request: list[Segment], by_file: bool) -> list[Segment]:
+    """Rows of the request that the plan lacks; the same row twice counts twice."""
+    columns = [old.table[name].to_pylist() for name in ("key", "start", "end", "labels", "root", "source", "reason")]
+    planned: Counter[Hashable] = Counter()
+    for key, start, end, labels, root, source, reason in zip(*columns, strict=True):
+        if by_file:
+            planned[f"{root}/{source}"] += 1
+        else:
+            planned[key, start, end, tuple(labels or ()), reason == "bad_segment"] += 1
+    new = []
+    for s in request:
+        identity: Hashable = f"{s.stem}" if by_file else (s.key, s.start, s.end, tuple(s.labels), bool(s.problem))
+        if planned[identity] > 0:
+            planned[identity] -= 1
+        else:
+            new.append(s)
+    if vanished := +planned:
+        first = next(iter(vanished))
+        name = first[0] if isinstance(first, tuple) else first.split("/", 1)[1]  # type: ignore[attr-defined]
+        raise UserError(
+            f"{vanished.total()} clips of the plan are no longer asked for, the first is {name}: a rerun may ask for "
+            "more clips, not for fewer or changed ones; give the same request, or another --out"
+        )
+    return new
+
+
+def _table(
+    segments: list[Segment],
+    found: Iterator[Found],
+    taken: set[str],
+    classes: ClassList,
+    *,
+    first_shard: int,
+    shard_size: int,
+) -> pa.Table:
+    columns: dict[str, list[Any]] = {name: [] for name in PLAN_SCHEMA.names}
+    append = [columns[name].append for name in PLAN_SCHEMA.names]
+    for number, (s, (file, named_start, instead)) in enumerate(zip(segments, found, strict=True)):
+        reason = detail = None
+        if s.problem:
+            reason, detail = "bad_segment", s.problem
+        elif s.key in taken:
+            reason = "duplicate"
+            detail = f"line {s.line} asks for the clip again" if s.line else "another file gives the same key"
+        else:
+            taken.add(s.key)
+        source, root, named_start, why_not, note = _place(file, named_start, instead)
+        if reason is None:
+            reason, detail = why_not, note
+        shard = first_shard + number // shard_size
+        label_ids = classes.label_ids(s.labels)
+        values = (
+            *(s.key, source, s.start, s.end, s.labels, label_ids, shard),
+            *(s.ytid, root, named_start, reason, detail),
+        )
+        for add, value in zip(append, values, strict=True):
+            add(value)
+    return pa.Table.from_pydict(columns, schema=PLAN_SCHEMA)
+
+
+def _place(
+    file: RawFile | None, named_start: float | None, instead: str
+) -> tuple[str | None, int | None, float | None, str | None, str | None]:
+    """Columns source, root, named_start, reason and detail for what `Locate` gave."""
+    if file is None:
+        return None, None, None, "missing", instead
+    source = _shown(file.path)
+    if source != file.path:
+        return source, file.root, named_start, "unreadable", "the file name is not UTF-8: rename the file"
+    return source, file.root, named_start, None, None
+
+
+def _shown(path: str) -> str:
+    """The path as text that every table can hold: bytes that are no UTF-8 as `\\xNN`."""
+    return path if path.isascii() else path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def relocate(plan: Plan, numbers: Sequence[int], request: list[Segment], locate: Locate) -> Plan:
+    """The plan after looking again, below the raw roots, for the files of failed CSV rows, by row number."""
+    columns = plan.table.to_pydict()
+    wanted = {columns["key"][i] for i in numbers}
+    by_key = {s.key: s for s in reversed(request) if s.key in wanted and not s.problem}
+    segments = [by_key[columns["key"][i]] for i in numbers]
+    for i, found in zip(numbers, locate(segments), strict=True):
+        for name, value in zip(("source", "root", "named_start", "reason", "detail"), _place(*found), strict=True):
+            columns[name][i] = value
+    table = pa.Table.from_pydict(columns, schema=PLAN_SCHEMA)
+    return Plan(table=table, recipe=plan.recipe, classes=plan.classes, versions=plan.versions)

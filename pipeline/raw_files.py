@@ -1,0 +1,153 @@
+"""Raw folders -> which file holds which clip.
+
+Names seen in downloads, parsed from the right because ids may begin with `-` and contain `_`:
+
+    ID.mp4   ID_40.000.mp4   ID_000361.mp4 (seconds)   ID_30000.mp4 (milliseconds)   ID_30_40.mp4
+    ID_000030_000040.mp4   ID_30.0-40.0.mkv   any of them with a Y before the id
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import NamedTuple
+
+from shards_spec.errors import UserError
+
+# fmt: off
+VIDEO_SUFFIXES = frozenset({
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".f4v", ".wmv", ".asf", ".mpg", ".mpeg", ".m2v", ".vob",
+    ".ts", ".mts", ".m2ts", ".3gp", ".3g2", ".ogv", ".mxf", ".rm", ".rmvb", ".divx",
+})
+AUDIO_SUFFIXES = frozenset({".wav", ".mp3", ".m4a", ".aac", ".ac3", ".eac3", ".flac", ".ogg", ".opus", ".wma", ".mka"})
+# fmt: on
+
+_NUMBER = r"(\d{1,9}(?:\.\d{1,6})?)"
+_STATES_NO_START = 2  # rank of such files: after both readings of a stated start
+_NAME = re.compile(rf"Y??([A-Za-z0-9_-]{{11}})(?:_{_NUMBER}(?:[_-]{_NUMBER})?)?")
+
+
+class ParsedName(NamedTuple):
+    """What a file name says. `starts`: the start seconds it may mean, the likeliest first; empty for none."""
+
+    ytid: str
+    starts: tuple[float, ...]
+
+
+class RawFile(NamedTuple):
+    """A media file: below which raw root (its index), at which relative path, and what its name says."""
+
+    root: int
+    path: str
+    starts: tuple[float, ...]
+
+    @property
+    def is_audio(self) -> bool:
+        """Whether the suffix is one of files without video."""
+        return os.path.splitext(self.path)[1].lower() in AUDIO_SUFFIXES  # noqa: PTH122 (a Path costs ten times as much)
+
+
+def parse_name(stem: str) -> ParsedName | None:
+    """The id and start that a file name without suffix states; None where it is not of the known forms."""
+    match = _NAME.fullmatch(stem)
+    if match is None:
+        return None
+    ytid, start = match[1], match[2]
+    if start is None:
+        return ParsedName(ytid, ())
+    seconds = float(start)
+    if "." in start or start[0] == "0" or seconds < 1000:
+        return ParsedName(ytid, (seconds,))  # VGGSound pads seconds with zeros to six digits
+    milliseconds = seconds / 1000
+    # AudioSet's segments begin at whole seconds, so a multiple of 1000 is its segment_id, in milliseconds.
+    return ParsedName(ytid, (milliseconds, seconds) if seconds % 1000 == 0 else (seconds, milliseconds))
+
+
+def walk(roots: Sequence[Path]) -> Iterator[tuple[int, str, str]]:
+    """(root index, relative path, stem) of every media file, folder by folder in sorted order.
+
+    Links to files and folders are followed, each folder once. Hidden files, `.part`, `.ytdl` and `.temp.mp4`
+    (downloads under way) are no media files. An audio file beside a video of the same stem belongs to it.
+
+    Raises:
+        UserError: a root or a folder in it cannot be listed.
+    """
+    for index, root in enumerate(roots):
+        seen: set[tuple[int, int]] = set()
+        folders = [""]
+        while folders:
+            folder = folders.pop()
+            directory = os.path.join(root, folder)  # noqa: PTH118 (two million paths: strings, not Path objects)
+            try:
+                facts = os.stat(directory)  # noqa: PTH116
+                if (facts.st_dev, facts.st_ino) in seen:
+                    continue  # a link that leads back
+                seen.add((facts.st_dev, facts.st_ino))
+                with os.scandir(directory) as entries:
+                    names = sorted((entry.name, entry.is_dir()) for entry in entries)
+            except OSError as error:
+                raise UserError(f"cannot list the raw folder {directory}: {error.strerror}") from error
+            prefix = folder + "/" if folder else ""
+            folders += [prefix + name for name, is_folder in reversed(names) if is_folder and name[0] != "."]
+            for name, stem in _media([name for name, is_folder in names if not is_folder]):
+                yield index, prefix + name, stem
+
+
+def _media(names: list[str]) -> list[tuple[str, str]]:
+    media = []
+    for name in names:
+        stem, suffix = os.path.splitext(name)  # noqa: PTH122
+        suffix = suffix.lower()
+        if name[0] != "." and not stem.endswith(".temp") and (suffix in VIDEO_SUFFIXES or suffix in AUDIO_SUFFIXES):
+            media.append((name, stem, suffix))
+    videos = {stem for _, stem, suffix in media if suffix in VIDEO_SUFFIXES}
+    return [(name, stem) for name, stem, suffix in media if suffix in VIDEO_SUFFIXES or stem not in videos]
+
+
+class RawIndex:
+    """Finds the file of a clip among those below the raw roots."""
+
+    def __init__(self, roots: Sequence[Path], *, ytids: AbstractSet[str], stems: AbstractSet[str]) -> None:
+        """Lists the roots. Only files of the wanted ids, and of the wanted stems, are remembered."""
+        self.files = 0
+        self._roots = [str(root) for root in roots]
+        self._by_ytid: dict[str, list[RawFile]] = {}
+        self._by_stem: dict[str, list[RawFile]] = {}
+        for root, path, stem in walk(roots):
+            self.files += 1
+            parsed = parse_name(stem)
+            if parsed is not None and parsed.ytid in ytids:
+                self._by_ytid.setdefault(parsed.ytid, []).append(RawFile(root, path, parsed.starts))
+            if stem in stems:
+                self._by_stem.setdefault(stem, []).append(RawFile(root, path, ()))
+
+    def find(self, *, ytid: str | None, stem: str | None, start: float) -> tuple[RawFile | None, float | None, str]:
+        """The file for a clip, the start that its name states, and, where there is none, what was found instead.
+
+        Of several files, in this order: a video before audio alone; one that is not empty; one whose name states
+        exactly this start (to the millisecond) before one that states none; then the earlier raw root, then the
+        first by path. A file whose name states another start holds another clip.
+        """
+        candidates = self._by_stem.get(stem or "", []) if ytid is None else self._by_ytid.get(ytid, [])
+        wanted = round(start * 1000)
+        ranked = []
+        for file in candidates:
+            stated = [round(second * 1000) for second in file.starts]
+            if wanted in stated:
+                ranked.append((stated.index(wanted), file))
+            elif not stated:
+                ranked.append((_STATES_NO_START, file))
+        if not ranked:
+            others = ", ".join(repr(file.path) for file in candidates[:3])
+            return None, None, f"only files of other segments: {others}" if others else ""
+        if len(ranked) > 1:
+            ranked.sort(key=lambda pair: (pair[1].is_audio, self._is_empty(pair[1]), pair[0], *pair[1][:2]))
+        _, chosen = ranked[0]
+        return chosen, start if chosen.starts else None, ""
+
+    def _is_empty(self, file: RawFile) -> bool:
+        try:
+            return os.stat(os.path.join(self._roots[file.root], file.path)).st_size == 0  # noqa: PTH116, PTH118
+        except OSError:
+            return True  # gone since the listing

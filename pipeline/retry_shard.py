@@ -1,0 +1,87 @@
+"""A finished shard again, with another try for its failed clips (--retry-failed)."""
+
+import itertools
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from pipeline.build_shard import Decode, Row, ShardReport, ShardSpec, build_shard
+from pipeline.decoder_process import Failure
+from pipeline.encode_sample import Encoded
+from shards_spec.errors import UserError
+from shards_spec.sample import member_column
+from shards_spec.tables import read_table
+
+FINAL_REASONS = ("bad_segment", "duplicate")  # another try cannot change these
+
+
+def clips_to_retry(spec: ShardSpec) -> list[Row]:
+    """Rows of the plan that have a file, and failed when the shard was built."""
+    old = _old_rows(spec)
+    return [row for row in spec.rows if row["reason"] is None and old[row["key"]]["status"] == "failed"]
+
+
+def may_change(spec: ShardSpec) -> bool:
+    """Whether another try can give the shard other rows: a clip may succeed, or has lost its file."""
+    return bool(clips_to_retry(spec)) or _plan_changed(spec)
+
+
+def _plan_changed(spec: ShardSpec) -> bool:
+    old = _old_rows(spec)
+    planned = [row for row in spec.rows if row["reason"] is not None and row["reason"] not in FINAL_REASONS]
+    return any(row["reason"] != old[row["key"]]["reason"] for row in planned)
+
+
+def retry_shard(spec: ShardSpec, decode: Decode) -> ShardReport | None:
+    """Builds the shard again if a failed clip now has another outcome; samples that are there are copied.
+
+    Returns:
+        The new report; None where nothing changed and the shard was left as it is.
+
+    Raises:
+        OSError: see build_shard.
+        UserError: the old tar is damaged.
+    """
+    old = _old_rows(spec)
+    again = clips_to_retry(spec)
+    fresh = decode(again)
+    changed = _plan_changed(spec)
+    tried: list[Encoded | Failure] = []
+    while not changed and len(tried) < len(again):
+        row, outcome = again[len(tried)], next(fresh)
+        tried.append(outcome)
+        before = old[row["key"]]
+        changed = isinstance(outcome, Encoded) or (outcome.reason, row["source"]) != (
+            before["reason"],
+            before["source"],
+        )
+    if not changed:
+        return None
+    outcomes = itertools.chain(tried, fresh)
+    with spec.tar.open("rb") as tar:
+
+        def merged(rows: list[Row]) -> Iterator[Encoded | Failure]:
+            for row in rows:
+                before = old[row["key"]]
+                yield _copy(tar, spec, before) if before["status"] == "ok" else next(outcomes)
+
+        return build_shard(spec, merged)
+
+
+def _old_rows(spec: ShardSpec) -> dict[str, Row]:
+    """The shard's rows by key, without those that never had a file to decode."""
+    table, _ = read_table(spec.tar.with_suffix(".parquet"))
+    return {row["key"]: row for row in table.to_pylist() if row["reason"] not in FINAL_REASONS}
+
+
+def _copy(tar: BinaryIO, spec: ShardSpec, row: Row) -> Encoded:
+    payloads = {}
+    for member in spec.members:
+        tar.seek(row[member_column(member, "offset")])
+        payloads[member] = tar.read(row[member_column(member, "length")])
+        if zlib.crc32(payloads[member]) != row[member_column(member, "crc32")]:
+            raise UserError(
+                f"{spec.tar}: {member} of sample {row['key']} at byte {row['offset']} is damaged: "
+                f"remove {spec.tar.with_suffix('.parquet').name} and run the same make-shards command again"
+            )
+    return Encoded(payloads, row["valid_frames"], row["fbank_sum"], row["fbank_sumsq"])

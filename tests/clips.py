@@ -1,0 +1,62 @@
+"""Clips whose frames and sounds say which ones they are."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tools.media import encode_clip
+
+FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
+RATE = 16_000  # Hz
+FPS = 10
+_BITS = 9
+
+
+def numbered_frame(number: int, width: int = 160, height: int = 90) -> npt.NDArray[np.uint8]:
+    """uint8 [H, W, 3]: `number` as black and white bars, the highest bit left."""
+    bits = [(number >> bit) & 1 for bit in reversed(range(_BITS))]
+    row = np.repeat(np.array(bits, np.uint8) * 200 + 20, -(-width // _BITS))[:width]
+    return np.broadcast_to(row[None, :, None], (height, width, 3)).copy()
+
+
+def number_of(frame: npt.NDArray[np.uint8]) -> int:
+    """The number of a frame of [224, 224, 3] that came of `numbered_frame`."""
+    centres = [int((bit + 0.5) * -(-160 // _BITS) / 160 * frame.shape[1]) for bit in range(_BITS)]
+    return sum((frame[frame.shape[0] // 2, min(x, 221)].mean() > 120) << (_BITS - 1 - i) for i, x in enumerate(centres))
+
+
+def numbered_frames(count: int, **size: int) -> Iterator[npt.NDArray[np.uint8]]:
+    return (numbered_frame(number, **size) for number in range(count))
+
+
+def pitch(second: int) -> float:
+    """Hz of the tone that sounds in a second of `tones`."""
+    return 200.0 + 100.0 * second
+
+
+def tones(seconds: float, rate: int = RATE, channels: int = 1) -> npt.NDArray[np.float32]:
+    """float32 [channels, samples]: in every second another pitch."""
+    time = np.arange(round(seconds * rate)) / rate
+    wave = 0.3 * np.sin(2 * np.pi * (200.0 + 100.0 * np.floor(time)) * time)
+    return np.stack([wave] * channels).astype(np.float32)
+
+
+def pitch_at(waveform: npt.NDArray[np.float32], second: float) -> float:
+    """The loudest frequency, Hz, in 0.6 s of `waveform` (RATE) from `second` on."""
+    part = waveform[round(second * RATE) :][: round(0.6 * RATE)]
+    return float(np.abs(np.fft.rfft(part * np.hanning(len(part)))).argmax() * RATE / len(part))
+
+
+def make_clip(path: Path, seconds: float = 10, **options: Any) -> Path:
+    """A numbered clip, FPS frames a second, with a tone for each second."""
+    size = options.pop("size", {})
+    waveform = options.pop("waveform", None)
+    return encode_clip(
+        path,
+        numbered_frames(round(seconds * FPS), **size),
+        tones(seconds) if waveform is None else waveform,
+        **({"fps": FPS, "sample_rate": RATE} | options),
+    )

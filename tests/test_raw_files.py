@@ -1,0 +1,129 @@
+"""Names of downloads, folders of them, and which file a clip gets."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.raw_files import RawIndex, parse_name, walk
+from shards_spec.errors import UserError
+
+IDS = ["dQw4w9WgXcQ", "--PJHxphWEs", "_a-b_c-d_e-", "abc_30_4012", "Y23456789_1", "YYYYYYYYYYY", "12345678901"]
+
+
+@pytest.mark.parametrize("ytid", IDS)
+@pytest.mark.parametrize("prefix", ["", "Y"])
+@pytest.mark.parametrize(
+    ("suffix", "start"),
+    [
+        ("", None),
+        ("_40.000", 40.0),
+        ("_000361", 361.0),
+        ("_000000", 0.0),
+        ("_30000", 30.0),
+        ("_360000", 360.0),
+        ("_30_40", 30.0),
+        ("_0_10", 0.0),
+        ("_000030_000040", 30.0),
+        ("_30000_40000", 30.0),
+        ("_30.0-40.0", 30.0),
+        ("_30", 30.0),
+        ("_1234", 1234.0),
+    ],
+)
+def test_every_form(ytid: str, prefix: str, suffix: str, start: float | None) -> None:
+    parsed = parse_name(prefix + ytid + suffix)
+    assert parsed is not None
+    assert parsed.ytid == ytid
+    assert parsed.starts[:1] == (() if start is None else (start,))
+
+
+@pytest.mark.parametrize("stem", ["short", "video name", "dQw4w9WgXcQ.f137", "dQw4w9WgXcQ_x", "dQw4w9WgXcQ_1_2_3", ""])
+def test_other_names(stem: str) -> None:
+    assert parse_name(stem) is None
+
+
+def touch(root: Path, *names: str, content: bytes = b"x") -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def find(roots: list[Path], ytid: str, start: float) -> tuple[str | None, float | None, str]:
+    file, named_start, instead = RawIndex(roots, ytids={ytid}, stems=set()).find(ytid=ytid, stem=None, start=start)
+    return (None if file is None else f"{file.root}:{file.path}"), named_start, instead
+
+
+def test_walk_is_sorted_and_takes_media_only(tmp_path: Path) -> None:
+    names = ["b.mp4", "a b'\"[1].MKV", "-x.webm", "z/y/c.mp4", "z/a.ts", "a/q.flv", "song.mp3"]
+    others = ["a.mp4.part", "b.ytdl", ".c.mp4", ".cache/d.mp4", "e.temp.mp4", "f.txt", "b.wav", "g.jpg", "noending"]
+    touch(tmp_path, *names, *others)
+    assert [path for _, path, _ in walk([tmp_path])] == [
+        "-x.webm", "a b'\"[1].MKV", "b.mp4", "song.mp3", "a/q.flv", "z/a.ts", "z/y/c.mp4",
+    ]  # fmt: skip
+
+
+def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
+    touch(tmp_path / "store", "deep/one.mp4")
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "file.mp4").symlink_to(tmp_path / "store" / "deep" / "one.mp4")
+    (raw / "folder").symlink_to(tmp_path / "store")
+    (raw / "loop").symlink_to(raw)
+    (raw / "broken.mp4").symlink_to(tmp_path / "gone.mp4")
+    assert [path for _, path, _ in walk([raw])] == ["broken.mp4", "file.mp4", "folder/deep/one.mp4"]
+
+
+def test_unlistable_root(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot list the raw folder .*gone"):
+        list(walk([tmp_path / "gone"]))
+
+
+def test_the_stated_start_decides(tmp_path: Path) -> None:
+    ytid = "--PJHxphWEs"
+    touch(tmp_path, f"{ytid}.mp4", f"sub/{ytid}_30_40.mp4", f"{ytid}_40.000.mp4", f"Y{ytid}_000361.mp4")
+    assert find([tmp_path], ytid, 30.0) == (f"0:sub/{ytid}_30_40.mp4", 30.0, "")
+    assert find([tmp_path], ytid, 40.0) == (f"0:{ytid}_40.000.mp4", 40.0, "")
+    assert find([tmp_path], ytid, 361.0) == (f"0:Y{ytid}_000361.mp4", 361.0, "")
+    assert find([tmp_path], ytid, 99.0) == (f"0:{ytid}.mp4", None, "")
+    (tmp_path / f"{ytid}.mp4").unlink()
+    assert find([tmp_path], ytid, 99.0)[0] is None
+    assert "only files of other segments" in find([tmp_path], ytid, 99.0)[2]
+
+
+def test_a_number_may_be_seconds_or_milliseconds(tmp_path: Path) -> None:
+    ytid = "--PJHxphWEs"
+    touch(tmp_path, f"{ytid}_2000.mp4")
+    assert find([tmp_path], ytid, 2.0)[0] == find([tmp_path], ytid, 2000.0)[0] == f"0:{ytid}_2000.mp4"
+    touch(tmp_path, f"{ytid}_2.mp4")
+    assert find([tmp_path], ytid, 2.0)[0] == f"0:{ytid}_2.mp4"  # the first by path among equals
+
+
+def test_of_several_files(tmp_path: Path) -> None:
+    ytid, first, second = "dQw4w9WgXcQ", tmp_path / "first", tmp_path / "second"
+    touch(first, f"z/{ytid}.mp4", f"{ytid}.m4a")
+    touch(second, f"{ytid}.mp4")
+    assert find([first, second], ytid, 0.0)[0] == f"0:z/{ytid}.mp4"  # video before audio, then the earlier root
+    touch(first, f"z/{ytid}.mp4", content=b"")
+    assert find([first, second], ytid, 0.0)[0] == f"1:{ytid}.mp4"  # not the empty one
+    touch(second, f"{ytid}_0.mp4", content=b"")
+    assert find([first, second], ytid, 0.0)[0] == f"1:{ytid}.mp4"  # even if the empty one states the start
+    touch(second, f"{ytid}.mp4", content=b"")
+    assert find([first, second], ytid, 0.0)[0] == f"1:{ytid}_0.mp4"  # all empty: the one that states it
+
+
+def test_files_found_by_stem(tmp_path: Path) -> None:
+    touch(tmp_path, "a/my video (1).mp4", "passwd.mp4")
+    index = RawIndex([tmp_path], ytids=set(), stems={"my video (1)"})
+    file, _, _ = index.find(ytid=None, stem="my video (1)", start=0.0)
+    assert file is not None
+    assert file.path == "a/my video (1).mp4"
+    assert index.find(ytid=None, stem="passwd", start=0.0)[0] is None
+    assert index.files == 2
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/caf\xe9.mp4"
+    os.close(os.open(path, os.O_CREAT))
+    assert [path for _, path, _ in walk([tmp_path])] == ["caf\udce9.mp4"]
