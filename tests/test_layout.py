@@ -42,7 +42,7 @@ def test_imports_go_one_way(path):
 
 def test_readme_has_a_line_for_every_file():
     readme = (ROOT / "README.md").read_text()
-    missing = [str(path.relative_to(ROOT)) for path in FILES if path.name not in readme and path.stat().st_size]
+    missing = [str(p.relative_to(ROOT)) for p in FILES if p.name not in readme and p.name != "__init__.py"]
     assert not missing
 
 
