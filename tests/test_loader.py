@@ -13,7 +13,7 @@ from shards_spec.sample import FBANK_MEMBER, FRAME_MEMBER
 from tests.datasets import make_dataset
 from training.stream.index import open_index
 from training.stream.loader import Normalise, load, rank_shares
-from training.stream.order import Place, epoch_order
+from training.stream.order import Place, SampleStream, epoch_order
 from training.stream.reader import SampleReader
 
 SIZES = (5, 4, 3)
@@ -36,10 +36,15 @@ class Copied:
     fbank: torch.Tensor
 
 
-def batches(index, *, place=START, steps, batch_size, rank=0, world=1, micro_steps=1, workers=0, seed=1):
+def batches(
+    index, *, place=START, steps, batch_size, rank=0, world=1, micro_steps=1, workers=0, seed=1, skip_bad=False
+):
     topology = {"rank": rank, "world": world, "micro_steps": micro_steps}
-    shares = rank_shares(place, n=len(index), seed=seed, steps=steps, batch_size=batch_size, **topology)
-    loaded = load(index, shares, seed=seed, batch_size=batch_size // world // micro_steps, workers=workers)
+    stream = SampleStream(index.counts, seed=seed)
+    shares = rank_shares(stream, place, steps=steps, batch_size=batch_size, **topology)
+    size = batch_size // topology.get("world", 1) // topology.get("micro_steps", 1)
+    skip = {"skip_bad_in": stream if skip_bad else None}
+    loaded = load(index, shares, seed=seed, batch_size=size, workers=workers, **skip)
     return [Copied(b.numbers, b.keys, b.seeds, b.image.clone(), b.fbank.clone()) for b in loaded]
 
 
@@ -101,7 +106,7 @@ def test_normalise_by_hand():
 
 def read(index, number):
     image, fbank = np.empty((224, 224, 3), np.uint8), np.empty((1024, 128), np.float16)
-    SampleReader(index).read_into(number, image, fbank)
+    SampleReader(index.tars).read_into(index.place(number), image, fbank)
     return image, fbank
 
 
@@ -114,25 +119,27 @@ def damage(path, offset, data):
 @pytest.mark.parametrize("member", [FRAME_MEMBER, FBANK_MEMBER])
 def test_a_flipped_byte_is_named(tmp_path, member):
     index = open_index(make_dataset(tmp_path / "data", SIZES))
-    place = int(index.members[member].offset[6])
-    tar = index.shard_path(6)
+    place = getattr(index.place(6), f"{member.split('.')[0].replace('jpg', 'frame')}_offset")
+    tar = index.tars[index.place(6).shard]
     byte = tar.read_bytes()[place + 300]
     damage(tar, place + 300, bytes([byte ^ 1]))
-    with pytest.raises(DamagedSampleError, match=rf"{tar}: sample {index.key(6)} at byte {index.offset[6]}.*crc32"):
+    with pytest.raises(
+        DamagedSampleError, match=rf"{tar}: sample {index.key(6)} at byte {index.place(6).offset}.*crc32"
+    ):
         batches(index, steps=1, batch_size=12)
     read(index, 5)  # its neighbours are whole
 
 
 def test_a_shard_cut_under_a_running_job_is_named(tmp_path):
     index = open_index(make_dataset(tmp_path / "data", SIZES))
-    os.truncate(index.shard_path(11), int(index.offset[11]) + 5000)
+    os.truncate(index.tars[index.place(11).shard], index.place(11).offset + 5000)
     with pytest.raises(DamagedSampleError, match=f"sample {index.key(11)} at byte .* is cut"):
         read(index, 11)
 
 
 def test_a_shard_that_vanished_under_a_running_job_is_named(tmp_path):
     index = open_index(make_dataset(tmp_path / "data", SIZES))
-    index.shard_path(0).unlink()
+    index.tars[0].unlink()
     with pytest.raises(DamagedSampleError, match=r"shard-000000\.tar: sample .* cannot be read"):
         read(index, 0)
 

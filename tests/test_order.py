@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.stream.order import Place, epoch_order, rank_slice, sample_seeds, splitmix64, take
+from training.stream.order import Place, SampleStream, epoch_order, rank_slice, sample_seeds, splitmix64
 
 
 def test_splitmix64_gives_the_published_sequence():
@@ -40,10 +40,11 @@ def test_order_is_well_mixed():
 @pytest.mark.parametrize("batch_sizes", [[7], [64], [1, 30, 5], [250]])
 def test_first_and_rest_are_all_across_epochs(batch_sizes):
     n, total = 101, 404
+    stream = SampleStream([[n]], seed=5)
     place, taken = Place(), []
     while place.samples_done(n) < total:
         size = min(batch_sizes[len(taken) % len(batch_sizes)], total - place.samples_done(n))
-        numbers, epochs = take(place, size, seed=5, n=n)
+        numbers, epochs = stream.take(place, size)
         taken.append(np.stack([epochs, numbers]))
         place = place.advance(size, n)
     stream = np.concatenate(taken, axis=1)
@@ -54,7 +55,7 @@ def test_first_and_rest_are_all_across_epochs(batch_sizes):
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 def test_ranks_together_take_the_step(world):
-    numbers, _ = take(Place(epoch=1, cursor=90), 24, seed=0, n=100)
+    numbers, _ = SampleStream([[100]], seed=0).take(Place(epoch=1, cursor=90), 24)
     shares = [numbers[rank_slice(24, rank, world)] for rank in range(world)]
     assert np.concatenate(shares).tolist() == numbers.tolist()
     assert {len(share) for share in shares} == {24 // world}

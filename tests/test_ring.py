@@ -22,30 +22,30 @@ def index(tmp_path_factory):
     return open_index(make_dataset(tmp_path_factory.mktemp("data") / "shards", (9, 8)))
 
 
-def jobs(count, size=3):
+def jobs(index, count, size=3):
     for i in range(count):
-        yield i, [(i * size + k) % 17 for k in range(size)]
+        yield i, [index.place((i * size + k) % 17) for k in range(size)]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 5])
 def test_slots_are_reused_and_hold_what_was_asked_for(index, workers):
-    reader = SampleReader(index)
+    reader = SampleReader(index.tars)
     image, fbank = np.empty((224, 224, 3), np.uint8), np.empty((1024, 128), np.float16)
-    with Ring(index, batch_size=3, workers=workers) as ring:
+    with Ring(index.tars, batch_size=3, workers=workers) as ring:
         for turn in range(2):  # a second run of batches on the same slots
             seen = 0
-            for (i, numbers), (job, slot) in zip(jobs(30), ring.batches(jobs(30)), strict=True):
+            for (i, places), (job, slot) in zip(jobs(index, 30), ring.batches(jobs(index, 30)), strict=True):
                 assert job == i
-                for row, number in enumerate(numbers):
-                    reader.read_into(number, image, fbank)
+                for row, place in enumerate(places):
+                    reader.read_into(place, image, fbank)
                     assert np.array_equal(slot.image[row], image) and np.array_equal(slot.fbank[row], fbank)
                 seen += 1
             assert seen == 30, turn
 
 
 def test_a_worker_that_dies_is_named(index):
-    with Ring(index, batch_size=3, workers=2) as ring:
-        batches = ring.batches(jobs(100))
+    with Ring(index.tars, batch_size=3, workers=2) as ring:
+        batches = ring.batches(jobs(index, 100))
         next(batches)
         victim = ring._workers[1].process.pid
         os.kill(victim, signal.SIGKILL)
@@ -55,8 +55,8 @@ def test_a_worker_that_dies_is_named(index):
 
 
 def test_a_worker_that_hangs_is_named(index):
-    with Ring(index, batch_size=3, workers=2, hang_seconds=1.0) as ring:
-        batches = ring.batches(jobs(100))
+    with Ring(index.tars, batch_size=3, workers=2, hang_seconds=1.0) as ring:
+        batches = ring.batches(jobs(index, 100))
         next(batches)
         victim = ring._workers[0].process.pid
         os.kill(victim, signal.SIGSTOP)
@@ -66,15 +66,15 @@ def test_a_worker_that_hangs_is_named(index):
 
 
 def test_a_slow_consumer_is_no_hang(index):
-    with Ring(index, batch_size=3, workers=1, hang_seconds=0.3) as ring:
-        for _ in ring.batches(jobs(8)):
+    with Ring(index.tars, batch_size=3, workers=1, hang_seconds=0.3) as ring:
+        for _ in ring.batches(jobs(index, 8)):
             time.sleep(0.5)
 
 
 def test_no_worker_is_left_behind(index):
-    with Ring(index, batch_size=3, workers=2) as ring:
+    with Ring(index.tars, batch_size=3, workers=2) as ring:
         processes = [psutil.Process(worker.process.pid) for worker in ring._workers]
-        next(ring.batches(jobs(5)))
+        next(ring.batches(jobs(index, 5)))
     assert not any(process.is_running() for process in processes)
 
 
@@ -83,14 +83,14 @@ import sys, time
 from pathlib import Path
 from training.stream.index import open_index
 from training.stream.ring import Ring
-ring = Ring(open_index(Path(sys.argv[1])), batch_size=2, workers=3)
+ring = Ring(open_index(Path(sys.argv[1])).tars, batch_size=2, workers=3)
 print(*[worker.process.pid for worker in ring._workers], flush=True)
 time.sleep(60)
 """
 
 
 def test_workers_end_when_their_main_process_is_killed(index):
-    command = [sys.executable, "-c", _HOLDS_A_RING, str(index.folder)]
+    command = [sys.executable, "-c", _HOLDS_A_RING, str(index.folders[0])]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     workers = [int(word) for word in process.stdout.readline().split()]
     assert len(workers) == 3

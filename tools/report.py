@@ -30,7 +30,7 @@ from training.retrieval import RANKS, LoadedModel, load_model
 from training.run_folder import METRICS_FILE, read_step_log
 from training.stream.index import DatasetIndex, open_index
 from training.stream.loader import Batch, Normalise, load, rank_shares
-from training.stream.order import Place
+from training.stream.order import Place, SampleStream
 
 SEED = 0  # of the samples shown and of their masks: not the run's, so that reports of several runs can be compared
 REPORT_FILE = "report.html"
@@ -94,8 +94,10 @@ def gather(config: ReportConfig) -> Report:
     loaded = load_model(checkpoint, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     dataset = epochs = None
     if index is not None:
-        is_training_set = index.dataset.fingerprint == state.fingerprint
-        dataset = DatasetFacts(folder=str(index.folder), samples=len(index), is_training_set=is_training_set)
+        is_training_set = index.fingerprint == state.fingerprint
+        dataset = DatasetFacts(
+            folder=", ".join(map(str, index.folders)), samples=len(index), is_training_set=is_training_set
+        )
         epochs = state.place.samples_done(len(index)) / len(index) if is_training_set else None
     return Report(
         name=run.resolve().name,
@@ -167,16 +169,13 @@ def _retrieval(path: Path, *, trained_on: str) -> RetrievalFacts | None:
 def _open_dataset(config: ReportConfig, settings: dict[str, Any]) -> DatasetIndex:
     if config.data is not None:
         return open_index(config.data)
-    folder = Path(str(settings.get("data")))
-    if not folder.is_dir():
+    folders = [Path(str(folder)) for folder in settings.get("data", [])]
+    if missing := [folder for folder in folders if not folder.is_dir()]:
         raise UserError(
-            f"the run's dataset {folder} is not there (as {CONFIG_FILE} names it, from the current folder):"
+            f"the run's dataset {missing[0]} is not there (as {CONFIG_FILE} names it, from the current folder):"
             " give --data DIR, or --samples 0 for a page without samples"
         )
-    return open_index(folder)
-
-
-# -------------------------------------------------------------------- what the model makes of samples
+    return open_index(*folders)
 
 
 def show_samples(loaded: LoadedModel, index: DatasetIndex, count: int) -> list[Sample]:
@@ -186,12 +185,12 @@ def show_samples(loaded: LoadedModel, index: DatasetIndex, count: int) -> list[S
         UserError: a sample is damaged; names shard, key and offset.
     """
     count = min(count, len(index))
-    names = {entry["index"]: str(entry["name"]) for entry in index.dataset.classes}
-    shares = rank_shares(Place(), n=len(index), seed=SEED, steps=count, batch_size=1)
+    names = {entry["index"]: str(entry["name"]) for entry in index.classes}
+    shares = rank_shares(SampleStream(index.counts, seed=SEED), Place(), steps=count, batch_size=1)
     shown = []
     try:
         for batch in load(index, shares, seed=SEED, batch_size=1, workers=0):
-            ids = index.label_ids[int(batch.numbers[0])].as_py() or []
+            ids = index.label_ids(int(batch.numbers[0]))
             shown.append(show_sample(loaded, batch, [names.get(i, f"class {i}") for i in ids]))
     except DamagedSampleError as error:
         raise UserError(f"{error}: restore the shard, or give another --data") from error

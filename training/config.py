@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -52,8 +52,8 @@ class OptimizerConfig:
 class TrainConfig:
     """Trains CrossMAE on a dataset that make-shards wrote: accelerate launch train.py --data DIR --out RUN."""
 
-    data: Path
-    """Dataset folder, complete."""
+    data: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction]
+    """Dataset folder, complete; given several times, the datasets are mixed."""
     out: Path
     """Run folder; continued where it stopped if it holds checkpoints (see --resume)."""
     preset: Preset = "crossmae-base"
@@ -73,6 +73,15 @@ class TrainConfig:
     """Loader processes of each training process; 0 loads in the training process."""
     seed: int = 0
     """Of weights, order of samples, and every random choice for a sample."""
+    weights: str | None = None
+    """Of several datasets, whole numbers, as 3,1: three samples of the first for each of the second.
+    Default: every sample of every dataset once an epoch."""
+    shuffle: Literal["global", "block"] = "global"
+    """block permutes shards, then samples within --window shards: for slow disks and object stores."""
+    window: int = 16
+    """Shards mixed at a time with --shuffle block."""
+    on_bad_sample: Literal["stop", "skip"] = "stop"
+    """A sample whose bytes are damaged stops the run, or the next good one of the order takes its place."""
     resume: Literal["auto", "never"] | Path = "auto"
     """auto: from the newest whole checkpoint in --out, if any; never: refuse a run folder in use; or a checkpoint."""
     save_every: int = 500
@@ -94,7 +103,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "device_batch_size", "save_every", "keep", "log_every"):
+        for name in ("steps", "batch_size", "device_batch_size", "save_every", "keep", "log_every", "window"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
@@ -105,10 +114,36 @@ class TrainConfig:
         if self.fbank_std is not None and self.fbank_std <= 0:
             raise ValueError(f"--fbank-std must be above 0, got {self.fbank_std}")
 
+        if self.weights is not None and len(self.weight_list or ()) != len(self.data):
+            raise ValueError(
+                f"--weights {self.weights} names {len(self.weight_list or ())} of {len(self.data)} datasets"
+            )
+
+    @property
+    def weight_list(self) -> list[int] | None:
+        """--weights as numbers."""
+        if self.weights is None:
+            return None
+        words = self.weights.split(",")
+        if not all(word.isdecimal() and 0 < int(word) <= 1000 for word in words):
+            raise ValueError(f"--weights are whole numbers from 1 to 1000 with commas between, got {self.weights}")
+        return [int(word) for word in words]
+
+    @property
+    def order(self) -> dict[str, Any]:
+        """What, beside the data and the seed, decides the order of samples."""
+        return {"shuffle": self.shuffle, "window": self.shuffle_window, "weights": self.weight_list}
+
+    @property
+    def shuffle_window(self) -> int | None:
+        """Shards mixed at a time; None for all of them."""
+        return self.window if self.shuffle == "block" else None
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values of every field, as config.json holds them."""
         plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
-        return plain | {"model": config_to_dict(self.model), "optimizer": asdict(self.optimizer)}
+        own = {"data": [str(folder) for folder in self.data], "order": self.order}
+        return plain | own | {"model": config_to_dict(self.model), "optimizer": asdict(self.optimizer)}
 
 
 _PRESETS: dict[Preset, Callable[[], CrossMAEConfig]] = {

@@ -140,7 +140,7 @@ def evaluate_retrieval(data: Path, checkpoint: Path, *, batch_size: int, workers
     return {
         "protocol": "cosine of pooled unmasked features, all samples of the dataset",
         "data": str(data),
-        "fingerprint": index.dataset.fingerprint,
+        "fingerprint": index.fingerprint,
         "checkpoint": str(loaded.checkpoint),
         "step": loaded.step,
         **asdict(retrieval(audio, image)),

@@ -37,7 +37,7 @@ from training.processes import StopRequest, start_processes
 from training.run_folder import METRICS_FILE, StepLog, keys_file
 from training.stream.index import DatasetIndex, open_index
 from training.stream.loader import Batch, Normalise, load, rank_shares
-from training.stream.order import Place, take
+from training.stream.order import Place, SampleStream
 from training.stream.ring import WorkerError
 
 EXIT_STOPPED = 75  # saved and stopped on a signal, to be continued (EX_TEMPFAIL of sysexits.h)
@@ -90,6 +90,7 @@ class Window:
     first_step: int
     parts: list[Tensor] = field(default_factory=list)  # [P] a step, on the device: nothing waits for it here
     waited: float = 0.0  # seconds for data
+    replaced: list[str] = field(default_factory=list)  # what was wrong with the samples that were skipped
     started: float = field(default_factory=time.perf_counter)
 
 
@@ -101,10 +102,12 @@ class Run:
         self.is_main: bool = accelerator.is_main_process
         self.world: int = accelerator.num_processes
         self.micro_steps = micro_steps(config, self.world)
-        self.index: DatasetIndex = open_index(config.data)
-        dataset = self.index.dataset
-        mean = dataset.mean if config.fbank_mean is None else config.fbank_mean
-        std = dataset.std if config.fbank_std is None else config.fbank_std
+        self.index: DatasetIndex = open_index(*config.data)
+        self.stream = SampleStream(
+            self.index.counts, seed=config.seed, window=config.shuffle_window, weights=config.weight_list
+        )
+        mean = self.index.mean if config.fbank_mean is None else config.fbank_mean
+        std = self.index.std if config.fbank_std is None else config.fbank_std
         self.config = config = replace(config, fbank_mean=mean, fbank_std=std)  # checkpoints tell what they saw
         self.normalise = Normalise(mean, std).to(accelerator.device)
 
@@ -171,6 +174,7 @@ class Run:
             asked = time.perf_counter()
             batch = next(batches)
             window.waited += time.perf_counter() - asked
+            window.replaced += batch.replaced
             if self.keys_log is not None:
                 self.keys_log.write({"step": self.step + 1, "keys": batch.keys})
             last = piece == self.micro_steps - 1
@@ -201,9 +205,8 @@ class Run:
 
     def _batches(self) -> Iterator[Batch]:
         shares = rank_shares(
+            self.stream,
             self.place,
-            n=len(self.index),
-            seed=self.config.seed,
             steps=self.steps - self.step,
             batch_size=self.config.batch_size,
             rank=self.accelerator.process_index,
@@ -211,7 +214,14 @@ class Run:
             micro_steps=self.micro_steps,
         )
         piece = self.config.batch_size // self.world // self.micro_steps
-        return load(self.index, shares, seed=self.config.seed, batch_size=piece, workers=self.config.workers)
+        return load(
+            self.index,
+            shares,
+            seed=self.config.seed,
+            batch_size=piece,
+            workers=self.config.workers,
+            skip_bad_in=self.stream if self.config.on_bad_sample == "skip" else None,
+        )
 
     def _steps_in_all(self) -> int:
         if self.config.steps is not None:
@@ -233,17 +243,18 @@ class Run:
     def _check_same_run(self, checkpoint: Path) -> None:
         """Refuses a checkpoint of another model, dataset or seed, naming what differs."""
         state = read_state(checkpoint)
-        fingerprint = self.index.dataset.fingerprint
+        fingerprint = self.index.fingerprint
         if state.fingerprint != fingerprint:
             raise UserError(
                 f"{checkpoint} was trained on another dataset: its fingerprint is {state.fingerprint[:12]},"
-                f" that of {self.config.data} is {fingerprint[:12]}"
+                f" that of {', '.join(map(str, self.config.data))} is {fingerprint[:12]}"
             )
         if state.seed != self.config.seed:
             raise UserError(f"{checkpoint} was trained with --seed {state.seed}, not {self.config.seed}")
-        theirs, ours = read_json(checkpoint / CONFIG_FILE)["model"], self.config.to_dict()["model"]
-        differing = sorted(_differences(theirs, ours))
-        if differing:
+        theirs, ours = read_json(checkpoint / CONFIG_FILE), self.config.to_dict()
+        if differing := sorted(_differences(theirs["order"], ours["order"], "order")):
+            raise UserError(f"{checkpoint} was trained in another order: {'; '.join(differing)}")
+        if differing := sorted(_differences(theirs["model"], ours["model"], "model")):
             raise UserError(f"{checkpoint} holds another model: {'; '.join(differing[:3])}")
 
     # ---------------------------------------------------------------- what it writes
@@ -276,6 +287,9 @@ class Run:
             bad = int((~finite).nonzero()[0])
             raise NonFiniteLossError(self._describe_step(window.first_step + bad, parts[bad]))
         seconds = time.perf_counter() - window.started
+        for message in window.replaced:
+            print(f"train.py: warning: skipped: {message}", file=sys.stderr, flush=True)
+        skipped = torch.tensor(len(window.replaced), device=self.accelerator.device)
         values = dict(zip(["loss", *self.part_names, "grad_norm"], parts.mean(dim=0).tolist(), strict=True))
         line = {
             "step": self.step,
@@ -285,6 +299,7 @@ class Run:
             "lr": self.optimizer.param_groups[0]["lr"],
             "samples_per_second": len(parts) * self.config.batch_size / seconds,
             "data_wait": window.waited / seconds,
+            "bad_samples": int(self.accelerator.reduce(skipped)),
             "seconds": seconds,
         }
         if self.metrics_log is not None:
@@ -301,7 +316,7 @@ class Run:
         """Step (0-based), loss parts and sample keys, for the message on a non-finite loss."""
         n, batch = len(self.index), self.config.batch_size
         back = self.place.samples_done(n) - (self.step - step) * batch
-        numbers, _ = take(Place().advance(back, n), batch, seed=self.config.seed, n=n)
+        numbers, _ = self.stream.take(Place().advance(back, n), batch)
         names = ["loss", *self.part_names]
         values = ", ".join(f"{name} {value:g}" for name, value in zip(names, parts.tolist(), strict=False))
         keys = " ".join(self.index.key(number) for number in numbers.tolist())
@@ -310,16 +325,15 @@ class Run:
     def _save(self) -> None:
         if not self.is_main:
             return
-        n = len(self.index)
-        following, _ = take(self.place, 1, seed=self.config.seed, n=n)
+        following = self.index.place(int(self.stream.take(self.place, 1)[0][0]))
         state = TrainState(
             step=self.step,
-            fingerprint=self.index.dataset.fingerprint,
+            fingerprint=self.index.fingerprint,
             seed=self.config.seed,
             epoch=self.place.epoch,
             cursor=self.place.cursor,
-            next_shard=self.index.shard_path(int(following[0])).name,
-            next_offset=int(self.index.offset[following[0]]),
+            next_shard=self.index.tars[following.shard].name,
+            next_offset=following.offset,
         )
         saved = {"optimizer": self.optimizer.state_dict()}
         if self.accelerator.scaler is not None:
@@ -342,7 +356,7 @@ class Run:
             print(f"train.py: {end}: step {self.step} of {self.steps}, {self.config.out}", flush=True)
 
 
-def _differences(theirs: Any, ours: Any, name: str = "model") -> Iterator[str]:
+def _differences(theirs: Any, ours: Any, name: str) -> Iterator[str]:
     """Where two nested configurations differ, as `name is A, asked for B`."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for key in theirs.keys() | ours.keys():

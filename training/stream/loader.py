@@ -1,19 +1,20 @@
 """Sample numbers -> batches, in the order's order.
 
-order.take ──> this rank's share of each step ──> ring: read, check, decode ──> Batch ──> device: normalise
+SampleStream.take ──> this rank's share of each step ──> ring: read, check, decode ──> Batch ──> device: normalise
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from training.stream.index import DatasetIndex
-from training.stream.order import Place, rank_slice, sample_seeds, take
-from training.stream.ring import Ring
+from shards_spec.errors import DamagedSampleError
+from training.stream.index import DatasetIndex, SamplePlace
+from training.stream.order import Numbers, Place, SampleStream, rank_slice, sample_seeds
+from training.stream.ring import Damage, Ring
 
 # B samples, T fbank rows, M mel bins, S pixels a side.
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, as MAE and every timm ViT
@@ -22,10 +23,14 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Which samples to load together: their numbers in the dataset and the epochs they belong to, int64 [B]."""
+    """Which samples to load together: their numbers in the index and the epochs they belong to, int64 [B].
 
-    numbers: npt.NDArray[np.int64]
-    epochs: npt.NDArray[np.int64]
+    `first` is the place in the stream of the first one; the others follow it.
+    """
+
+    numbers: Numbers
+    epochs: Numbers
+    first: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,55 +40,100 @@ class Batch:
     `image` and `fbank` are views of the loader's memory: copy them, or be done with them, before the next batch.
     """
 
-    numbers: Tensor  # int64 [B], sample numbers in the dataset
+    numbers: Tensor  # int64 [B], sample numbers in the index
     keys: list[str]
     seeds: Tensor  # int64 [B], of every random choice for the sample
     image: Tensor  # uint8 [B, S, S, 3]
     fbank: Tensor  # float16 [B, T, M]
+    replaced: list[str]  # what was wrong with samples that others stand in for
 
 
 def rank_shares(
-    place: Place, *, n: int, seed: int, steps: int, batch_size: int, rank: int = 0, world: int = 1, micro_steps: int = 1
+    stream: SampleStream,
+    place: Place,
+    *,
+    steps: int,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    micro_steps: int = 1,
 ) -> Iterator[Share]:
     """A rank's share of each of `steps` steps from `place` on, in `micro_steps` equal pieces."""
+    mine = rank_slice(batch_size, rank, world)
+    size = (mine.stop - mine.start) // micro_steps
     for _ in range(steps):
-        numbers, epochs = take(place, batch_size, seed=seed, n=n)
-        mine = rank_slice(batch_size, rank, world)
-        pieces = (np.split(part[mine], micro_steps) for part in (numbers, epochs))
-        for piece_numbers, piece_epochs in zip(*pieces, strict=True):
-            yield Share(numbers=piece_numbers, epochs=piece_epochs)
-        place = place.advance(batch_size, n)
+        numbers, epochs = stream.take(place, batch_size)
+        for start in range(mine.start, mine.stop, size):
+            piece = slice(start, start + size)
+            yield Share(numbers=numbers[piece], epochs=epochs[piece], first=place.samples_done(stream.n) + start)
+        place = place.advance(batch_size, stream.n)
 
 
 def all_shares(n: int, batch_size: int) -> Iterator[Share]:
-    """Every sample once, in the dataset's own order, for evaluation."""
+    """Every sample once, in the index's own order, for evaluation."""
     for start in range(0, n, batch_size):
         numbers = np.arange(start, min(start + batch_size, n))
         yield Share(numbers=numbers, epochs=np.zeros_like(numbers))
 
 
-def load(index: DatasetIndex, shares: Iterable[Share], *, seed: int, batch_size: int, workers: int) -> Iterator[Batch]:
+def load(
+    index: DatasetIndex,
+    shares: Iterable[Share],
+    *,
+    seed: int,
+    batch_size: int,
+    workers: int,
+    skip_bad_in: SampleStream | None = None,
+) -> Iterator[Batch]:
     """The batches of `shares`, decoded by `workers` processes (0: in this one).
 
     Args:
         batch_size: the most samples of one share.
+        skip_bad_in: the stream that `shares` come from: a damaged sample is replaced by the next good one of it,
+            the same one on every topology. None: a damaged sample ends the run.
 
     Raises:
         DamagedSampleError: a sample's bytes are not those that were written; names shard, key and offset.
         WorkerError: a worker died or hangs.
     """
-    jobs = ((share, share.numbers.tolist()) for share in shares)
-    with Ring(index, batch_size=batch_size, workers=workers) as ring:
-        for share, slot in ring.batches(jobs):
-            size = len(share.numbers)
-            keys = [index.key(number) for number in share.numbers.tolist()]
+    jobs = ((_Loading(share), [index.place(number) for number in share.numbers.tolist()]) for share in shares)
+
+    def replace(loading: _Loading, damage: Damage) -> SamplePlace:
+        assert skip_bad_in is not None
+        return index.place(loading.stand_in(damage, skip_bad_in))
+
+    with Ring(index.tars, batch_size=batch_size, workers=workers) as ring:
+        for loading, slot in ring.batches(jobs, None if skip_bad_in is None else replace):
+            size = len(loading.numbers)
+            keys = [index.key(number) for number in loading.numbers.tolist()]
             yield Batch(
-                numbers=torch.from_numpy(share.numbers),
+                numbers=torch.from_numpy(loading.numbers),
                 keys=keys,
-                seeds=torch.from_numpy(sample_seeds(seed, share.epochs, keys)),
+                seeds=torch.from_numpy(sample_seeds(seed, loading.epochs, keys)),
                 image=torch.from_numpy(slot.image[:size]),
                 fbank=torch.from_numpy(slot.fbank[:size]),
+                replaced=loading.damage,
             )
+
+
+class _Loading:
+    """A share on its way through the ring, with the samples that stand in for damaged ones."""
+
+    def __init__(self, share: Share) -> None:
+        self.numbers, self.epochs, self.first = share.numbers.copy(), share.epochs.copy(), share.first
+        self.damage: list[str] = []
+        self._tries: Counter[int] = Counter()
+
+    def stand_in(self, damage: Damage, stream: SampleStream) -> int:
+        """The number of the sample that comes after a damaged one, or after the last one tried for it."""
+        row = damage.row
+        self.damage.append(damage.message)
+        self._tries[row] += 1
+        if self._tries[row] > stream.n:
+            raise DamagedSampleError(f"no sample of the dataset can be read; the last: {damage.message}")
+        following = Place().advance(self.first + row + self._tries[row], stream.n)
+        (self.numbers[row],), (self.epochs[row],) = stream.take(following, 1)
+        return int(self.numbers[row])
 
 
 class Normalise(nn.Module):

@@ -1,23 +1,25 @@
 """A fixed ring of shared batch slots that worker processes fill in place.
 
-    main: slot, sample numbers ──pipe──> worker: read, check, decode into the slot ──pipe──> main: slot is full
+    main: slot, places of samples ──pipe──> worker: read, check, decode into the slot ──pipe──> main: slot is full
 
 The slots are one anonymous shared mapping, made once: no batch is allocated, pickled or copied between processes
-(fresh pages would cost more than decoding the JPEG). Workers know nothing but the index; what they read, and in
-which order, the main process tells them. A worker that dies or hangs ends the run with a message that names it and
+(fresh pages would cost more than decoding the JPEG). Workers know nothing but the shards' paths; what they read, and
+where it lies, the main process tells them. A worker that dies or hangs ends the run with a message that names it and
 the samples it was at; a worker whose main process is gone ends by itself.
 """
 
+import contextlib
 import mmap
 import multiprocessing
 import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,7 +27,7 @@ import numpy.typing as npt
 
 from shards_spec.errors import DamagedSampleError
 from shards_spec.sample import FBANK_DTYPE, FBANK_SHAPE, FRAME_SIZE
-from training.stream.index import DatasetIndex
+from training.stream.index import SamplePlace
 from training.stream.reader import SampleReader
 
 # B samples, S pixels a side, T fbank rows, M mel bins.
@@ -72,38 +74,62 @@ def _whole_pages(size: int) -> int:
     return -(-size // _PAGE) * _PAGE
 
 
-def fill(reader: SampleReader, slot: Slot, numbers: list[int]) -> None:
-    """Reads the samples `numbers` into the first rows of a slot."""
-    for row, number in enumerate(numbers):
-        reader.read_into(number, slot.image[row], slot.fbank[row])
+@dataclass(frozen=True)
+class Damage:
+    """A sample that could not be read as it was written: its row in the batch, and what to say of it."""
+
+    row: int
+    message: str
+
+
+def fill(reader: SampleReader, slot: Slot, rows: Sequence[int], places: Sequence[SamplePlace]) -> list[Damage]:
+    """Reads the samples at `places` into rows of a slot. Returns those that are damaged."""
+    damaged = []
+    for row, place in zip(rows, places, strict=True):
+        try:
+            reader.read_into(place, slot.image[row], slot.fbank[row])
+        except DamagedSampleError as error:
+            damaged.append(Damage(row=row, message=str(error)))
+    return damaged
+
+
+@dataclass(frozen=True)
+class _Job:
+    slot: int
+    rows: list[int]
+    places: list[SamplePlace]
 
 
 @dataclass
 class _Worker:
     process: BaseProcess
-    pipe: Connection
-    jobs: deque[tuple[int, list[int]]]  # (slot, sample numbers) in work, oldest first
+    pipe: "Connection[Any, Any]"
+    jobs: deque[_Job]  # in work, oldest first
+    done: dict[int, list[Damage]]  # slots that are full and not yet asked for
     since: float  # when it last began a job
+
+
+Replace = Callable[[Any, Damage], SamplePlace]
 
 
 class Ring:
     """The slots and the workers that fill them. Use it as a context manager.
 
     Args:
-        index: the dataset.
+        tars: paths of the shards that places refer to.
         batch_size: the most samples of one batch.
         workers: processes; 0 fills the slots in this one, when a batch is asked for.
         hang_seconds: a worker that takes longer over one batch is taken to hang.
     """
 
     def __init__(
-        self, index: DatasetIndex, *, batch_size: int, workers: int, hang_seconds: float = HANG_SECONDS
+        self, tars: Sequence[Path], *, batch_size: int, workers: int, hang_seconds: float = HANG_SECONDS
     ) -> None:
-        self.index = index
         self.hang_seconds = hang_seconds
         self.memory, self.slots = make_slots(max(_SLOTS_AHEAD * workers, 1) + 1, batch_size)
         self._free = deque(range(len(self.slots)))
-        self._reader = SampleReader(index)
+        self._tars = tars
+        self._reader = SampleReader(tars)
         self._workers: list[_Worker] = []
         for _ in range(workers):
             self._workers.append(self._start_worker())
@@ -114,11 +140,15 @@ class Ring:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def batches(self, jobs: Iterable[tuple[Job, list[int]]]) -> Iterator[tuple[Job, Slot]]:
+    def batches(
+        self, jobs: Iterable[tuple[Job, list[SamplePlace]]], replace: Replace | None = None
+    ) -> Iterator[tuple[Job, Slot]]:
         """The batches of `jobs`, in their order.
 
         Args:
-            jobs: (anything, sample numbers) for each batch; the first part comes back with the slot.
+            jobs: (anything, where its samples lie) for each batch; the first part comes back with the slot.
+            replace: gives the place of another sample for a damaged one, as often as it is asked; None: damage ends
+                the run.
 
         Yields:
             The job and the slot that holds its samples, valid until the next batch is asked for.
@@ -127,29 +157,25 @@ class Ring:
             DamagedSampleError: a sample cannot be read as it was written.
             WorkerError: a worker died or hangs.
         """
-        if not self._workers:
-            for job, numbers in jobs:
-                fill(self._reader, self.slots[0], numbers)
-                yield job, self.slots[0]
-            return
         waiting = iter(jobs)
-        ahead: deque[tuple[Job, int, _Worker]] = deque()
+        ahead: deque[tuple[Job, int, int]] = deque()  # job, slot, worker
         turn = 0
         while True:
-            while len(ahead) < len(self.slots) - 1 and self._free:
-                following = next(waiting, None)
-                if following is None:
-                    break
-                job, numbers = following
-                worker = self._workers[turn % len(self._workers)]
-                turn += 1
+            while self._free and len(ahead) < len(self.slots) - 1 and (following := next(waiting, None)) is not None:
+                job, places = following
                 slot = self._free.popleft()
-                self._send(worker, slot, numbers)
+                worker = turn % max(len(self._workers), 1)
+                turn += 1
+                self._begin(worker, _Job(slot, list(range(len(places))), places))
                 ahead.append((job, slot, worker))
             if not ahead:
                 return
             job, slot, worker = ahead.popleft()
-            self._wait_for(worker, slot)
+            while damaged := self._finish(worker, slot):
+                if replace is None:
+                    raise DamagedSampleError(damaged[0].message)
+                places = [replace(job, damage) for damage in damaged]
+                self._begin(worker, _Job(slot, [damage.row for damage in damaged], places))
             yield job, self.slots[slot]
             self._free.append(slot)
 
@@ -163,78 +189,69 @@ class Ring:
         self._workers = []
         self._reader.close()
 
+    def _begin(self, number: int, job: _Job) -> None:
+        """Gives a job to a worker; without workers it is done here and now."""
+        if not self._workers:
+            self._own = fill(self._reader, self.slots[job.slot], job.rows, job.places)
+            return
+        worker = self._workers[number]
+        if not worker.jobs:
+            worker.since = time.monotonic()
+        worker.jobs.append(job)
+        with contextlib.suppress(OSError):  # it is gone: _finish says so when its turn comes
+            worker.pipe.send(job)
+
+    def _finish(self, number: int, slot: int) -> list[Damage]:
+        """Waits until a worker has filled a slot. Returns what was damaged."""
+        if not self._workers:
+            return self._own
+        worker = self._workers[number]
+        while slot not in worker.done:
+            if not worker.pipe.poll(self.hang_seconds / 20):
+                if time.monotonic() - worker.since > self.hang_seconds:
+                    raise WorkerError(self._describe(worker, f"took over {self.hang_seconds:g} s"))
+                continue
+            try:
+                filled, damaged = worker.pipe.recv()
+            except (EOFError, OSError):
+                raise WorkerError(self._describe(worker, "died")) from None
+            assert worker.jobs.popleft().slot == filled
+            worker.done[filled] = damaged
+            worker.since = time.monotonic()
+        return worker.done.pop(slot)
+
     def _start_worker(self) -> _Worker:
-        context = multiprocessing.get_context("fork")  # the index and the slots are shared, not copied
+        context = multiprocessing.get_context("fork")  # the slots are shared, not copied
         ours, theirs = context.Pipe()
         inherited = [worker.pipe for worker in self._workers] + [ours]
         process = context.Process(
-            target=_work, args=(self.index, self.slots, theirs, inherited), daemon=True, name="loader"
+            target=_work, args=(self._tars, self.slots, theirs, inherited), daemon=True, name="loader"
         )
         process.start()
         theirs.close()
-        return _Worker(process=process, pipe=ours, jobs=deque(), since=time.monotonic())
-
-    def _send(self, worker: _Worker, slot: int, numbers: list[int]) -> None:
-        if not worker.jobs:
-            worker.since = time.monotonic()
-        worker.jobs.append((slot, numbers))
-        try:
-            worker.pipe.send((slot, numbers))
-        except OSError:  # it is gone: _wait_for says so when its turn comes
-            return
-
-    def _wait_for(self, worker: _Worker, slot: int) -> None:
-        """Waits until `worker` has filled `slot`, the oldest of its jobs or one that is done already."""
-        while any(waiting == slot for waiting, _ in worker.jobs):
-            if not worker.pipe.poll(self.hang_seconds / 20):
-                self._check_alive(worker)
-                continue
-            try:
-                filled, error = worker.pipe.recv()
-            except (EOFError, OSError):
-                raise WorkerError(self._describe(worker, "died")) from None
-            if error is not None:
-                raise DamagedSampleError(error)
-            done, _ = worker.jobs.popleft()
-            assert done == filled
-            worker.since = time.monotonic()
-
-    def _check_alive(self, worker: _Worker) -> None:
-        if not worker.process.is_alive() and not worker.pipe.poll():
-            raise WorkerError(self._describe(worker, "died"))
-        if time.monotonic() - worker.since > self.hang_seconds:
-            raise WorkerError(self._describe(worker, f"took over {self.hang_seconds:g} s"))
+        return _Worker(process=process, pipe=ours, jobs=deque(), done={}, since=time.monotonic())
 
     def _describe(self, worker: _Worker, what: str) -> str:
         worker.process.join(1.0)
         code = worker.process.exitcode
         how = "" if code is None else f" ({signal.Signals(-code).name if code < 0 else f'exit status {code}'})"
-        numbers = worker.jobs[0][1]
-        return (
-            f"loader worker {worker.process.pid} {what}{how}"
-            f" while reading {len(numbers)} samples from {self.index.where(numbers[0])} on"
-        )
+        places = worker.jobs[0].places
+        at = f"{len(places)} samples from {self._reader.where(places[0])} on"
+        return f"loader worker {worker.process.pid} {what}{how} while reading {at}"
 
 
-def _work(index: DatasetIndex, slots: list[Slot], pipe: Connection, inherited: list[Connection]) -> None:
+def _work(
+    tars: Sequence[Path], slots: list[Slot], pipe: "Connection[Any, Any]", inherited: "list[Connection[Any, Any]]"
+) -> None:
     """A worker's life: fill slots until the main process closes its end of the pipe."""
     for connection in inherited:  # an open copy of another pipe's end would hide its closing
         connection.close()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the main process decides when to stop
         signal.signal(number, signal.SIG_IGN)
-    reader = SampleReader(index)
+    reader = SampleReader(tars)
     while True:
         try:
-            slot, numbers = pipe.recv()
+            job = pipe.recv()
+            pipe.send((job.slot, fill(reader, slots[job.slot], job.rows, job.places)))
         except (EOFError, OSError):
             os._exit(0)  # the main process is gone or done; no exit handlers of the forked copy of it
-        error = None
-        try:
-            fill(reader, slots[slot], numbers)
-        except DamagedSampleError as damage:
-            error = str(damage)
-        answer: Any = (slot, error)
-        try:
-            pipe.send(answer)
-        except OSError:
-            os._exit(0)

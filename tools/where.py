@@ -1,0 +1,59 @@
+"""Where a run is: `python -m tools.where RUN` prints epoch, cursor, the next shard and byte, samples and time left."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from shards_spec.command_line import one_line_errors, parse
+from training.checkpoint import CONFIG_FILE, find_checkpoint, read_json, read_state
+from training.run_folder import METRICS_FILE, read_step_log
+from training.stream.index import open_index
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhereConfig:
+    """Prints where a run is."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder, or a checkpoint."""
+
+
+def describe(run: Path) -> str:
+    """Lines for people about a run's newest checkpoint (or about the checkpoint `run`).
+
+    Raises:
+        UserError: there is no checkpoint, or its dataset is gone.
+    """
+    checkpoint = find_checkpoint(run)
+    state, config = read_state(checkpoint), read_json(checkpoint / CONFIG_FILE)
+    index = open_index(*map(Path, config["data"]))
+    n, batch = len(index), int(config["batch_size"])
+    done = state.place.samples_done(n)
+    steps = config["steps"]
+    in_all = steps * batch if steps is not None else round(config["epochs"] * n)
+    left = max(in_all - done, 0)
+    lines = [
+        f"checkpoint    {checkpoint}",
+        f"step          {state.step:,}" + (f" of {steps:,}" if steps is not None else ""),
+        f"epoch         {state.epoch}, {state.cursor:,} of {n:,} samples done ({state.cursor / n:.1%})",
+        f"next sample   {state.next_shard} at byte {state.next_offset:,}",
+        f"samples left  {left:,} of {in_all:,}",
+    ]
+    metrics = read_step_log(checkpoint.parent.parent / METRICS_FILE)
+    recent = [line["samples_per_second"] for line in metrics[-10:]]
+    if recent:
+        rate = len(recent) / sum(1 / r for r in recent)
+        hours, minutes = divmod(round(left / rate / 60), 60)
+        lines.append(f"time left     {hours}:{minutes:02d} h at {rate:,.1f} samples/s, the mean of the last log lines")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    with one_line_errors("where"):
+        print(describe(parse(WhereConfig, arguments, prog="python -m tools.where").run))
+
+
+if __name__ == "__main__":
+    main()
