@@ -213,7 +213,7 @@ def test_mistakes_are_answered_in_one_line(run, tmp_path, capsys, monkeypatch):
     assert "page.html: the folder" in refused(capsys, run, "--out", tmp_path / "missing" / "page.html")
     assert "is no dataset" in refused(capsys, run, "--data", tmp_path)
     config = json.loads((run / "config.json").read_text())
-    write_json(run / "config.json", config | {"data": "moved/away"})
+    write_json(run / "config.json", config | {"data": ["moved/away"]})
     assert "moved/away is not there" in refused(capsys, run)
     main([str(run), "--samples=0"])  # as the message offers
     capsys.readouterr()

@@ -142,7 +142,8 @@ _NO_CURVE = {"step", "epoch", "cursor", "seconds"}
 
 
 def _curves(metrics: list[Line]) -> str:
-    others = sorted({key for line in metrics for key in line} - _NO_CURVE - _PANELS.keys())
+    told = {key for line in metrics for key, value in line.items() if value}  # bad_samples, where there are any
+    others = sorted(told - _NO_CURVE - _PANELS.keys())
     panels = [_panel(key, _PANELS.get(key) or _Panel(title=key), metrics) for key in [*_PANELS, *others]]
     return (
         '<section class="curves"><h2>Training</h2>'
