@@ -5,7 +5,6 @@ import platform
 from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import pyarrow.compute as pc
 
@@ -13,7 +12,8 @@ from pipeline.plan import Plan
 from shards_spec.dataset import Dataset, ShardInfo, fingerprint, read_dataset, write_dataset
 from shards_spec.errors import UserError
 from shards_spec.sample import FBANK_MELS
-from shards_spec.tables import REASONS, read_table, shard_stem
+from shards_spec.storage import Place
+from shards_spec.tables import REASONS, read_tables, shard_stem
 
 NOT_PRESENT = ("missing", "bad_segment", "duplicate")  # reasons of clips for which there was nothing to decode
 _EXAMPLES = 3  # clips named for each reason
@@ -68,7 +68,7 @@ class Account:
         return math.sqrt(max(0.0, self.fbank_sumsq / self.valid_values - self.mean**2))
 
 
-def take_account(folder: Path, plan: Plan) -> Account:
+def take_account(folder: Place, plan: Plan) -> Account:
     """Reads the tables of all shards, in order.
 
     Raises:
@@ -79,9 +79,9 @@ def take_account(folder: Path, plan: Plan) -> Account:
     examples: dict[str, list[str]] = {}
     sums: dict[str, list[float]] = {"valid_frames": [], "fbank_sum": [], "fbank_sumsq": []}
     firsts = plan.shard_firsts()
-    for number in range(plan.shards):
-        parquet = folder / f"{shard_stem(number)}.parquet"
-        table, facts = read_table(parquet)
+    parquets = [folder / f"{shard_stem(number)}.parquet" for number in range(plan.shards)]
+    for number, (table, facts) in enumerate(read_tables(parquets)):
+        parquet = parquets[number]
         planned = plan.table["key"].slice(firsts[number], firsts[number + 1] - firsts[number])
         if table["key"].to_pylist() != planned.to_pylist():
             raise UserError(f"{parquet} holds other clips than the plan: remove it and run the same command again")
@@ -110,7 +110,7 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)[:160]
 
 
-def is_written(folder: Path, account: Account) -> bool:
+def is_written(folder: Place, account: Account) -> bool:
     """Whether dataset.json is there, whole, and says what the shard tables say."""
     try:
         dataset = read_dataset(folder)
@@ -119,7 +119,7 @@ def is_written(folder: Path, account: Account) -> bool:
     return (dataset.shards, dataset.failures) == (account.shards, account.failures)
 
 
-def write_account(folder: Path, plan: Plan, account: Account) -> None:
+def write_account(folder: Place, plan: Plan, account: Account) -> None:
     """Writes dataset.json."""
     dataset = Dataset(
         recipe=plan.recipe,
@@ -141,7 +141,7 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES}
 
 
-def summary(folder: Path, account: Account) -> list[str]:
+def summary(folder: Place, account: Account) -> list[str]:
     """The lines printed at the end of a run."""
     size = sum(shard.bytes for shard in account.shards)
     width = len(f"{account.samples + account.failed:,}")

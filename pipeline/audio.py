@@ -8,13 +8,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
+import av
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from torchaudio.transforms import Resample
 
+from pipeline.clip_error import ClipError
 from shards_spec.sample import SAMPLE_RATE
 
 # Timestamps are rounded (Matroska: to 1 ms) and clocks drift: only a larger jump is a gap, as in FFmpeg's aresample.
@@ -26,6 +29,18 @@ _LONGEST_PERIOD = 640  # samples at SAMPLE_RATE: that of 11,025 Hz
 _NEGLIGIBLE = 1e-12  # of a filter whose sum is 1: where its window is zero up to round-off
 
 
+# Decoded sample formats: numpy type, value of silence, value of full scale. A "p" at the end: one plane a channel.
+_SAMPLE_FORMATS: dict[str, tuple[type, int, int]] = {
+    "u8": (np.uint8, 1 << 7, 1 << 7),
+    "s16": (np.int16, 0, 1 << 15),
+    "s32": (np.int32, 0, 1 << 31),
+    "s64": (np.int64, 0, 1 << 63),
+    "flt": (np.float32, 0, 1),
+    "dbl": (np.float64, 0, 1),
+}
+_FLOAT = np.dtype(np.float32)
+
+
 @dataclass(frozen=True)
 class AudioRun:
     """Samples without a gap."""
@@ -33,6 +48,29 @@ class AudioRun:
     time: float  # of the first sample, seconds on the file's timeline
     samples: npt.NDArray[np.float32]  # [S], mono
     rate: int  # Hz
+
+
+def channel_sum(frame: av.AudioFrame) -> tuple[npt.NDArray[np.float32], int, float]:
+    """The sum of a frame's channels, float32 [samples], their number, and what makes it their mean in [-1, 1].
+
+    Raises:
+        ClipError: `decode_error`, a sample format that no decoder of sound in video gives.
+    """
+    name, count = frame.format.name, frame.samples
+    planes: Sequence[Any] = frame.planes  # buffers, which PyAV's stubs do not say
+    if name == "fltp" and len(planes) == 2:  # AAC, Opus, Vorbis, MP3: 400 frames a clip, so worth a line of its own
+        return np.add(np.frombuffer(planes[0], _FLOAT, count), np.frombuffer(planes[1], _FLOAT, count)), 2, 0.5
+    kind = name.removesuffix("p")
+    if kind not in _SAMPLE_FORMATS:
+        raise ClipError("decode_error", f"samples of format {name}")
+    dtype, silence, full_scale = _SAMPLE_FORMATS[kind]
+    if kind != name:
+        channels: npt.NDArray[Any] = np.stack([np.frombuffer(plane, dtype, count) for plane in planes])
+    else:
+        number = frame.layout.nb_channels
+        channels = np.frombuffer(planes[0], dtype, count * number).reshape(count, number).T
+    total = channels.sum(0, dtype=np.float32) - np.float32(silence * len(channels))
+    return total, len(channels), 1 / (full_scale * len(channels))
 
 
 def place(runs: Sequence[AudioRun], begin: float, end: float) -> npt.NDArray[np.float32]:

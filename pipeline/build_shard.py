@@ -2,17 +2,17 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.decoder_process import Failure
 from pipeline.encode_sample import Encoded
-from shards_spec.atomic import atomic_path
+from shards_spec import storage
 from shards_spec.errors import UserError
 from shards_spec.sample import member_column
-from shards_spec.tables import read_table, shard_schema, shard_stem, write_table
+from shards_spec.storage import Place
+from shards_spec.tables import read_tables, shard_schema, shard_stem, write_table
 from shards_spec.tar import TarWriter
 
 Row = dict[str, Any]
@@ -25,13 +25,13 @@ _CLIP_COLUMNS = ("key", "source", "start", "end", "labels", "label_ids", "shard"
 class ShardSpec:
     """What goes into one shard: `rows` of the plan, in order, and the members of each sample."""
 
-    folder: Path
+    folder: Place
     number: int
     rows: list[Row]
     members: tuple[str, ...]
 
     @property
-    def tar(self) -> Path:
+    def tar(self) -> Place:
         """The tar; its parquet lies beside it."""
         return self.folder / f"{shard_stem(self.number)}.tar"
 
@@ -59,7 +59,7 @@ def build_shard(spec: ShardSpec, decode: Decode) -> ShardReport:
     outcomes = decode([row for row in spec.rows if row["reason"] is None])
     rows: list[Row] = []
     parquet = spec.tar.with_suffix(".parquet")
-    with _names(spec.tar), atomic_path(spec.tar) as temporary, temporary.open("wb") as file:
+    with _names(spec.tar), storage.writing(spec.tar) as temporary, temporary.open("wb") as file:
         writer = TarWriter(file)
         for row in spec.rows:
             outcome = next(outcomes) if row["reason"] is None else Failure(row["reason"], row["detail"])
@@ -93,7 +93,7 @@ def _outcome_columns(writer: TarWriter, key: str, outcome: Encoded | Failure) ->
 
 
 @contextlib.contextmanager
-def _names(path: Path) -> Iterator[None]:
+def _names(path: Place) -> Iterator[None]:
     """OSErrors of writing say which file: the system's own do not when the disk is full."""
     try:
         yield
@@ -102,25 +102,28 @@ def _names(path: Path) -> Iterator[None]:
         raise
 
 
-def finished_shard(folder: Path, number: int) -> ShardReport | None:
-    """The report of a shard whose parquet is written and whose tar has the size on record; else None.
+def finished_shards(folder: Place, numbers: Iterable[int]) -> dict[int, ShardReport]:
+    """The reports of those shards whose parquet is written and whose tar has the size on record.
 
     Raises:
-        UserError: the parquet is damaged.
+        UserError: a parquet is damaged.
     """
-    tar = folder / f"{shard_stem(number)}.tar"
-    parquet = tar.with_suffix(".parquet")
-    if not (parquet.is_file() and tar.is_file()):
-        return None
-    facts = _facts(parquet)
-    report = ShardReport(number=number, **{name: facts[name] for name in ("samples", "failed", "bytes", "sha256")})
-    return report if tar.stat().st_size == report.bytes else None
+    there = storage.sizes(folder)
+    stems = {n: shard_stem(n) for n in numbers}
+    written = [n for n, stem in stems.items() if there.keys() >= {f"{stem}.tar", f"{stem}.parquet"}]
+    parquets = [folder / f"{stems[n]}.parquet" for n in written]
+    finished = {}
+    for number, parquet, (table, facts) in zip(written, parquets, read_tables(parquets), strict=True):
+        report = _report(number, parquet, len(table), facts)
+        if there[f"{stems[number]}.tar"] == report.bytes:
+            finished[number] = report
+    return finished
 
 
-def _facts(parquet: Path) -> dict[str, Any]:
-    table, facts = read_table(parquet)
-    if missing := [name for name in ("samples", "failed", "bytes", "sha256") if name not in facts]:
+def _report(number: int, parquet: Place, rows: int, facts: dict[str, Any]) -> ShardReport:
+    names = ("samples", "failed", "bytes", "sha256")
+    if missing := [name for name in names if name not in facts]:
         raise UserError(f"{parquet} lacks {missing[0]}: remove it and run the same make-shards command again")
-    if facts["samples"] + facts["failed"] != len(table):
+    if facts["samples"] + facts["failed"] != rows:
         raise UserError(f"{parquet} is damaged: remove it and run the same make-shards command again")
-    return facts
+    return ShardReport(number=number, **{name: facts[name] for name in names})

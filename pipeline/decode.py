@@ -94,6 +94,8 @@ def _clip(raw: RawClip, decoder: str) -> DecodedClip:
         raise ClipError(
             "too_short", f"no sound between {raw.segment.begin:.3f} and {raw.segment.end:.3f} s of the file"
         )
+    if not np.isfinite(waveform).all():
+        raise ClipError("decode_error", "the sound has samples that are no numbers")
     return DecodedClip(
         waveform=waveform,
         frame=raw.frames[0],

@@ -26,9 +26,9 @@ import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
 
-from pipeline.audio import GAP, AudioRun
+from pipeline.audio import GAP, AudioRun, channel_sum
 from pipeline.clip_error import ClipError
-from pipeline.decode_pyav import channel_sum, display_orientation, scale
+from pipeline.decode_pyav import display_orientation, scale
 from pipeline.frame import UPRIGHT, FrameFit, finish, scaled_size
 from pipeline.media_file import (
     RawClip,
@@ -71,10 +71,11 @@ def decode(path: Path, *, request: ClipRequest, frame_fit: FrameFit) -> RawClip:
     # Imported late: it loads an FFmpeg of its own, which processes that use PyAV alone can do without.
     import decord
 
+    name = str(path.absolute())  # FFmpeg takes a relative "a:b.mp4" for a protocol
     decord.logging.set_level(decord.logging.QUIET)
     try:
-        runs = _runs(decord.AudioReader(str(path), sample_rate=sound.rate, mono=True), sound)
-        pictures, times = _pictures(decord.VideoReader(str(path), num_threads=1), video, segment, frame_fit)
+        runs = _runs(decord.AudioReader(name, sample_rate=sound.rate, mono=True), sound)
+        pictures, times = _pictures(decord.VideoReader(name, num_threads=1), video, segment, frame_fit)
     except (decord.DECORDError, RuntimeError, AssertionError, IndexError, StopIteration) as error:
         # Without the clock and the place in its source: equal failures have equal details.
         message = re.sub(r"^\[[\d:]+\] \S+: ", "", str(error).partition("\n")[0]) or repr(error)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from av.container import InputContainer
 from av.video.reformatter import Interpolation
 
-from pipeline.audio import GAP, AudioRun
+from pipeline.audio import GAP, AudioRun, channel_sum
 from pipeline.clip_error import ClipError
 from pipeline.frame import UPRIGHT, FrameFit, Orientation, finish, orientation, scaled_size
 from pipeline.media_file import (
@@ -32,17 +32,12 @@ from pipeline.timeline import FRAME_TOLERANCE, ClipRequest, Segment, cut_off, is
 _SEEK_FROM = 5.0  # seconds: reading over less costs less than a seek
 _PREROLL = 0.5  # seconds of audio decoded before the segment, until codecs that look back are settled
 _SCALING = int(Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
-_FLOAT = np.dtype(np.float32)
 
-# Decoded sample formats: numpy type, value of silence, value of full scale. A "p" at the end: one plane a channel.
-_SAMPLE_FORMATS: dict[str, tuple[type, int, int]] = {
-    "u8": (np.uint8, 1 << 7, 1 << 7),
-    "s16": (np.int16, 0, 1 << 15),
-    "s32": (np.int32, 0, 1 << 31),
-    "s64": (np.int64, 0, 1 << 63),
-    "flt": (np.float32, 0, 1),
-    "dbl": (np.float64, 0, 1),
-}
+# Colour matrices that swscale refuses, as AVCOL_SPC numbers, and what they are taken for: BT.2020 with constant
+# luminance for the usual BT.2020, the rare others for BT.601, which FFmpeg takes where nothing is said.
+_MATRICES = {10: 9, **dict.fromkeys((3, 8, 11, 12, 13, 14, 15, 16, 17), 5)}
+
+_Pieces = list[npt.NDArray[np.float32]]
 
 
 def decode(path: Path, *, request: ClipRequest, frame_fit: FrameFit) -> RawClip:
@@ -84,7 +79,16 @@ def picture(frame: av.VideoFrame, pixel_aspect: float, frame_fit: FrameFit) -> n
 def scale(frame: av.VideoFrame, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """A frame of any pixel format as uint8 [H, W, 3] RGB of `size` (W, H)."""
     width, height = size
-    scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation=_SCALING, threads=1)
+    matrix = _MATRICES.get(frame.colorspace, frame.colorspace)
+    scaled = frame.reformat(
+        width=width,
+        height=height,
+        format="rgb24",
+        src_colorspace=matrix,
+        dst_colorspace=matrix,
+        interpolation=_SCALING,
+        threads=1,
+    )
     return scaled.to_ndarray().astype(np.uint8, copy=False)
 
 
@@ -175,8 +179,9 @@ class _FramePicker:
         self._taken: dict[int, av.VideoFrame] = {}
         self._pending: list[av.Packet] = []
         self._last: av.VideoFrame | None = None  # the last decoded one
-        self._last_end = -math.inf
+        self._last_time, self._last_duration = -math.inf, 0  # of the packets so far
         self._announced: list[int] = []  # times of the frames in the packets so far
+        self._shown: int | None = None  # of those, the time of the first wanted frame, once that is sure
         self._is_after_jump = False
         self._errors = 0
         self.has_missed = False  # a frame taken is not the one that the packets announced
@@ -189,7 +194,7 @@ class _FramePicker:
     @property
     def end(self) -> float:
         """Seconds on the file's timeline at which the last frame ends that a packet was read of."""
-        return float(self._last_end * self._time_base) - self._start
+        return float((self._last_time + self._last_duration) * self._time_base) - self._start
 
     def time_of(self, frame: av.VideoFrame) -> float:
         """Seconds on the file's timeline."""
@@ -211,18 +216,19 @@ class _FramePicker:
 
     def feed(self, packet: av.Packet) -> None:
         """Takes the next packet in file order."""
-        time = timestamp(packet)
-        if time is not None:
-            self._last_end = max(self._last_end, time + (packet.duration or 0))
+        pts = packet.pts
+        time = pts if pts is not None else packet.dts
+        if time is not None and time >= self._last_time:
+            self._last_time, self._last_duration = time, packet.duration or 0
         if not self._wanted:
             return
-        if packet.pts is not None and not packet.is_discard:
-            self._announced.append(packet.pts)
+        if pts is not None and not packet.is_discard:
+            self._announced.append(pts)
         if packet.is_keyframe and time is not None and time <= self._wanted[0] and not self._from_start:
             self._pending.clear()
             self._is_after_jump = True
         self._pending.append(packet)
-        due = packet.dts if packet.dts is not None else packet.pts
+        due = packet.dts if packet.dts is not None else pts
         if due is None or due > self._wanted[0]:
             self._decode_pending()
 
@@ -241,8 +247,8 @@ class _FramePicker:
             self._last, self._is_after_jump = None, False
         # Every packet up to the wanted time is here, so the wanted frame's own time is known. In H.264, frames
         # before it that no other frame is predicted from (with B-frames: half of them) need no decoding.
-        shown = self._announced_for(self._wanted[0])
-        may_skip = self._codec.name == "h264" and not self._from_start
+        shown = self._shown = self._announced_for(self._wanted[0])
+        may_skip = self._codec.name == "h264" and not self._from_start and shown is not None
         for packet in self._pending:
             if may_skip:
                 is_earlier = shown is not None and packet.pts is not None and packet.pts < shown
@@ -262,6 +268,8 @@ class _FramePicker:
             time = timestamp(frame)
             while self._wanted and time is not None and time > self._wanted[0]:
                 self._take(self._last or frame)
+            if self._wanted and self._shown is not None and frame.pts == self._shown:
+                self._take(frame)
             self._last = frame
 
     def _take(self, frame: av.VideoFrame) -> None:
@@ -269,6 +277,7 @@ class _FramePicker:
         wanted = self._wanted.pop(0)
         self.has_missed = self.has_missed or self._announced_for(wanted) not in (None, frame.pts)
         self._taken[wanted] = frame
+        self._shown = None
 
     def _announced_for(self, wanted: int) -> int | None:
         """The time of the frame on display at `wanted`, as far as packets say it that were read."""
@@ -284,8 +293,9 @@ class _Sound:
         self._tick = float(self._time_base)
         self._first = math.floor((segment.begin - _PREROLL + start) / self._time_base)
         self._beyond = math.ceil((segment.end + start) / self._time_base)
-        # Time, rate, gain, pieces of sound.
-        self._runs: list[tuple[float, int, float, list[npt.NDArray[np.float32]]]] = []
+        self._runs: list[tuple[float, int, float, _Pieces]] = []  # time, rate, gain, sound
+        self._pieces: _Pieces = []  # of the last run
+        self._rate, self._gain = 0, 0.0  # of the last run
         self._next = 0.0  # time at which the last run ends
         self._source: tuple[int, int] | None = None  # rate, channels
         self._last_end = -math.inf
@@ -325,8 +335,10 @@ class _Sound:
         time = timestamp(packet)
         if time is not None:
             end = time + (packet.duration or 0)
-            self._last_end = max(self._last_end, end)
-            self.is_done = self.is_done or time >= self._beyond
+            if end > self._last_end:
+                self._last_end = end
+            if time >= self._beyond:
+                self.is_done = True
             if end < self._first:
                 return
         if not self.is_done:
@@ -349,32 +361,9 @@ class _Sound:
         samples, channels, gain = channel_sum(frame)
         rate, pts = frame.sample_rate, frame.pts
         time = self._next if pts is None else pts * self._tick - self._start
-        if not self._runs or abs(time - self._next) > GAP or (rate, gain) != self._runs[-1][1:3]:
-            self._runs.append((time, rate, gain, []))
-            self._next = time
+        if rate != self._rate or gain != self._gain or not -GAP < time - self._next < GAP:
+            self._rate, self._gain, self._pieces, self._next = rate, gain, [], time
+            self._runs.append((time, rate, gain, self._pieces))
         self._source = self._source or (rate, channels)
-        self._runs[-1][3].append(samples)
+        self._pieces.append(samples)
         self._next += len(samples) / rate
-
-
-def channel_sum(frame: av.AudioFrame) -> tuple[npt.NDArray[np.float32], int, float]:
-    """The sum of a frame's channels, float32 [samples], their number, and what makes it their mean in [-1, 1].
-
-    Raises:
-        ClipError: `decode_error`, a sample format that no decoder of sound in video gives.
-    """
-    name, count = frame.format.name, frame.samples
-    planes: Sequence[Any] = frame.planes  # buffers, which PyAV's stubs do not say
-    if name == "fltp" and len(planes) == 2:  # AAC, Opus, Vorbis, MP3: 400 frames a clip, so worth a line of its own
-        return np.add(np.frombuffer(planes[0], _FLOAT, count), np.frombuffer(planes[1], _FLOAT, count)), 2, 0.5
-    kind = name.removesuffix("p")
-    if kind not in _SAMPLE_FORMATS:
-        raise ClipError("decode_error", f"samples of format {name}")
-    dtype, silence, full_scale = _SAMPLE_FORMATS[kind]
-    if kind != name:
-        channels: npt.NDArray[Any] = np.stack([np.frombuffer(plane, dtype, count) for plane in planes])
-    else:
-        number = frame.layout.nb_channels
-        channels = np.frombuffer(planes[0], dtype, count * number).reshape(count, number).T
-    total = channels.sum(0, dtype=np.float32) - np.float32(silence * len(channels))
-    return total, len(channels), 1 / (full_scale * len(channels))

@@ -108,6 +108,8 @@ def encode_sample(row: dict[str, Any], clip: "DecodedClip", *, options: SampleOp
         "decoder": clip.decoder,
     }
     payloads = {FRAME_MEMBER: encode_jpeg(clip.frame), FBANK_MEMBER: encode_fbank(stored)}
+    if row.get("boxes"):
+        metadata["boxes"] = row["boxes"]
     if options.frames > 1:
         metadata["extra_frame_times"] = list(clip.extra_frame_times)
         payloads |= {extra_frame_member(i): encode_jpeg(frame) for i, frame in enumerate(clip.extra_frames)}

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import tyro
 
 from pipeline.account import is_written, library_versions, summary, take_account, write_account
+from pipeline.boxes import Boxes, read_boxes
 from pipeline.decoder_process import Make
 from pipeline.encode_sample import SampleOptions, make_sample
 from pipeline.plan import (
@@ -62,6 +63,8 @@ class MakeShardsConfig:
     """CSV of the clips wanted: AudioSet's segments, or VGGSound's. Default: every media file is a clip."""
     class_labels: Path | None = None
     """Class list (class_labels_indices.csv): labels get their index in it."""
+    boxes: Path | None = None
+    """Boxes of sound sources: VGG-SS's vggss.json, or Flickr-SoundNet's folder of ID.xml. Into each clip's JSON."""
     shard_size: int = 512
     """Clips a shard."""
     workers: int | None = None
@@ -101,6 +104,8 @@ class MakeShardsConfig:
         for name in ("clip_seconds", "clip_timeout"):
             if not 0 < getattr(self, name) < 1e6:
                 raise UserError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
+        if self.boxes is not None and self.frame_fit == "crop":
+            raise UserError("--boxes are places in the whole frame, which --frame-fit crop cuts: take resize")
         if not 0 <= self.max_failed <= 1:
             raise UserError(f"--max-failed is a share, 0 to 1, got {self.max_failed}")
         if self.out.exists() and not self.out.is_dir():
@@ -178,6 +183,7 @@ def _plan(config: MakeShardsConfig) -> Plan:
     """The plan of this run, written."""
     by_file = config.segments is None
     classes = ClassList([]) if config.class_labels is None else read_classes(config.class_labels)
+    boxes = None if config.boxes is None else _boxes(config.boxes)
     recipe = make_recipe(
         by_file=by_file,
         shard_size=config.shard_size,
@@ -187,17 +193,23 @@ def _plan(config: MakeShardsConfig) -> Plan:
         decoder=config.decoder,
         clip_seconds=config.clip_seconds,
         classes=classes.classes,
+        boxes=boxes,
     )
     old = plan = read_plan(config.out)
     if old is not None:
         check_recipe(old, recipe, config.out)
     request, locate = _request(config)
-    table = plan_request(old, request, locate, by_file=by_file, shard_size=config.shard_size, classes=classes)
+    table = plan_request(
+        old, request, locate, by_file=by_file, shard_size=config.shard_size, classes=classes, boxes=boxes
+    )
     if classes.unknown:
         named = ", ".join(repr(label) for label, _ in classes.unknown.most_common(3))
         count = len(classes.unknown)
         _say(f"warning: labels that are not in {config.class_labels} get no index: {count:,}, as {named}")
     if table is not None:
+        if boxes is not None:
+            boxed = len(table) - table["boxes"].null_count
+            _say(f"{boxed:,} of {len(table):,} planned clips have boxes ({config.boxes}: {len(boxes.clips):,} clips)")
         versions = library_versions() if old is None else old.versions
         plan = Plan(table=table, recipe=recipe, classes=classes.classes, versions=versions)
         (config.out / DATASET_FILE).unlink(missing_ok=True)
@@ -207,6 +219,13 @@ def _plan(config: MakeShardsConfig) -> Plan:
     if len(config.raw) < roots:
         raise UserError(f"{config.out} was planned with {roots} raw folders, got {len(config.raw)}: give the same ones")
     return _look_again(config, plan, request) if config.retry_failed and not by_file else plan
+
+
+def _boxes(path: Path) -> Boxes:
+    boxes = read_boxes(path)
+    for warning in boxes.warnings():
+        _say(f"warning: {path}: {warning}")
+    return boxes
 
 
 def _request(config: MakeShardsConfig) -> tuple[list[Segment], Locate]:

@@ -98,6 +98,8 @@ def demux(container: InputContainer, *streams: av.stream.Stream) -> Iterator[av.
             return
         except av.error.FFmpegError:
             continue
+        except IndexError:
+            return  # PyAV ends so, after the last packet, where damage made FFmpeg see one more stream
 
 
 def timestamp(item: av.Packet | av.VideoFrame) -> int | None:

@@ -10,16 +10,17 @@ import json
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.boxes import Boxes
 from pipeline.raw_files import RawFile, RawIndex, walk
 from pipeline.segments import ClassList, Segment
-from shards_spec import sample
+from shards_spec import sample, storage
 from shards_spec.errors import UserError
+from shards_spec.storage import Place
 from shards_spec.tables import PLAN_SCHEMA, plan_path, read_table, write_table
 
 Row = dict[str, Any]
@@ -54,7 +55,7 @@ class Plan:
         """Row number at which each shard begins, and the number of rows at the end."""
         return [int(i) for i in np.searchsorted(self.table["shard"].to_numpy(), np.arange(self.shards + 1))]
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Place) -> None:
         """Writes plan.parquet."""
         facts = {"recipe": self.recipe, "classes": self.classes, "versions": self.versions}
         write_table(plan_path(folder), self.table, PLAN_SCHEMA, facts)
@@ -70,6 +71,7 @@ def make_recipe(
     decoder: str,
     clip_seconds: float,
     classes: list[dict[str, Any]],
+    boxes: Boxes | None,
 ) -> dict[str, Any]:
     """Every choice that changes bytes: the options, and the constants of the format."""
     return {
@@ -88,28 +90,32 @@ def make_recipe(
         "fbank_shift_ms": sample.FBANK_SHIFT_MS,
         "frame_size": sample.FRAME_SIZE,
         "jpeg_quality": sample.JPEG_QUALITY,
+        **({} if boxes is None else {"boxes": boxes.sha256}),
     }
 
 
-def read_plan(folder: Path) -> Plan | None:
+def read_plan(folder: Place) -> Plan | None:
     """The plan of a dataset folder, None where there is none.
 
     Raises:
         UserError: it is damaged, or shards lie there without a plan.
     """
     path = plan_path(folder)
-    if not path.is_file():
-        stray = next(folder.glob("shard-*.parquet"), None) if folder.is_dir() else None
-        if stray is not None:
-            raise UserError(f"{folder} holds {stray.name} but no {path.name}: restore it, or give another --out")
+    if not storage.is_file(path):
+        stray = [name for name in storage.sizes(folder) if name.startswith("shard-") and name.endswith(".parquet")]
+        if stray:
+            raise UserError(f"{folder} holds {stray[0]} but no {path.name}: restore it, or give another --out")
         return None
     table, facts = read_table(path)
     if missing := [name for name in ("recipe", "classes", "versions") if name not in facts]:
         raise UserError(f"{path} lacks {missing[0]}: it is no plan of make-shards; give another --out")
+    for field in PLAN_SCHEMA:  # plans are older than the last of their columns
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
     return Plan(table=table, recipe=facts["recipe"], classes=facts["classes"], versions=facts["versions"])
 
 
-def check_recipe(plan: Plan, recipe: dict[str, Any], folder: Path) -> None:
+def check_recipe(plan: Plan, recipe: dict[str, Any], folder: Place) -> None:
     """Raises UserError naming every option in which `recipe` differs from the plan's."""
     differences = [
         f"--{name.replace('_', '-')} was {_short(plan.recipe.get(name))}, now {_short(recipe.get(name))}"
@@ -124,10 +130,10 @@ def check_recipe(plan: Plan, recipe: dict[str, Any], folder: Path) -> None:
 
 
 def _short(value: object) -> str:
-    return value[:12] if isinstance(value, str) else str(value)
+    return value[:12] if isinstance(value, str) else "none" if value is None else str(value)
 
 
-def files_request(roots: Sequence[Path], *, clip_seconds: float, limit: int | None) -> tuple[list[Segment], Locate]:
+def files_request(roots: Sequence[Place], *, clip_seconds: float, limit: int | None) -> tuple[list[Segment], Locate]:
     """Every media file as a clip of its first `clip_seconds`, by path; and where each of them lies."""
     files = sorted((path, root, stem) for root, path, stem in walk(roots))[:limit]
     if not files:
@@ -140,7 +146,7 @@ def files_request(roots: Sequence[Path], *, clip_seconds: float, limit: int | No
     return request, lambda segments: ((place[segment.stem], 0.0, "") for segment in segments)
 
 
-def segments_locator(roots: Sequence[Path]) -> Locate:
+def segments_locator(roots: Sequence[Place]) -> Locate:
     """Finds the files of CSV rows. The roots are listed when it is called."""
 
     def locate(segments: Sequence[Segment]) -> Iterator[Found]:
@@ -159,12 +165,19 @@ def segments_locator(roots: Sequence[Path]) -> Locate:
     return locate
 
 
-def _list(roots: Sequence[Path]) -> str:
+def _list(roots: Sequence[Place]) -> str:
     return ", ".join(str(root) for root in roots)
 
 
 def plan_request(
-    old: Plan | None, request: list[Segment], locate: Locate, *, by_file: bool, shard_size: int, classes: ClassList
+    old: Plan | None,
+    request: list[Segment],
+    locate: Locate,
+    *,
+    by_file: bool,
+    shard_size: int,
+    classes: ClassList,
+    boxes: Boxes | None,
 ) -> pa.Table | None:
     """The table of the whole plan, None where the old one covers the request.
 
@@ -183,7 +196,7 @@ def plan_request(
             for key, reason in zip(old.table["key"].to_pylist(), old.table["reason"].to_pylist(), strict=True)
             if reason not in _NOT_RETRIED
         }
-    table = _table(new, locate(new), taken, classes, first_shard=first_shard, shard_size=shard_size)
+    table = _table(new, locate(new), taken, classes, boxes, first_shard=first_shard, shard_size=shard_size)
     if old is None and table["root"].null_count == len(table):
         raise UserError(
             f"none of the {len(table)} clips has a file: first {table['key'][0]} "
@@ -230,6 +243,7 @@ def _table(
     found: Iterator[Found],
     taken: set[str],
     classes: ClassList,
+    boxes: Boxes | None,
     *,
     first_shard: int,
     shard_size: int,
@@ -253,6 +267,7 @@ def _table(
         values = (
             *(s.key, source, s.start, s.end, s.labels, label_ids, shard),
             *(s.ytid, root, named_start, reason, detail),
+            None if boxes is None else boxes.of(s),
         )
         for add, value in zip(append, values, strict=True):
             add(value)

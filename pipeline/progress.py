@@ -43,14 +43,14 @@ class Progress:
         """Clips a second, ok and failed."""
         return self.done / max(self.seconds, 1e-9)
 
-    def clip(self, ok: bool) -> None:
-        """Counts one decoded clip."""
+    def clips(self, ok: int, failed: int) -> None:
+        """Counts decoded clips."""
         with self._lock:
-            self.done += 1
-            self.failed += not ok
+            self.done += ok + failed
+            self.failed += failed
             if self._bar is not None:
                 self._bar.set_postfix(failed=self.failed, refresh=False)
-                self._bar.update()
+                self._bar.update(ok + failed)
             elif time.monotonic() >= self._next_line:
                 self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
                 self._line()

@@ -13,7 +13,9 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import NamedTuple
 
+from shards_spec import storage
 from shards_spec.errors import UserError
+from shards_spec.storage import Place, Remote
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset({
@@ -64,7 +66,7 @@ def parse_name(stem: str) -> ParsedName | None:
     return ParsedName(ytid, (milliseconds, seconds) if seconds % 1000 == 0 else (seconds, milliseconds))
 
 
-def walk(roots: Sequence[Path]) -> Iterator[tuple[int, str, str]]:
+def walk(roots: Sequence[Place]) -> Iterator[tuple[int, str, str]]:
     """(root index, relative path, stem) of every media file, folder by folder in sorted order.
 
     Links to files and folders are followed, each folder once. Hidden files, `.part`, `.ytdl` and `.temp.mp4`
@@ -72,26 +74,44 @@ def walk(roots: Sequence[Path]) -> Iterator[tuple[int, str, str]]:
 
     Raises:
         UserError: a root or a folder in it cannot be listed.
+        OSError: a remote root cannot be listed.
     """
     for index, root in enumerate(roots):
-        seen: set[tuple[int, int]] = set()
-        folders = [""]
-        while folders:
-            folder = folders.pop()
-            directory = os.path.join(root, folder)  # noqa: PTH118 (two million paths: strings, not Path objects)
-            try:
-                facts = os.stat(directory)  # noqa: PTH116
-                if (facts.st_dev, facts.st_ino) in seen:
-                    continue  # a link that leads back
-                seen.add((facts.st_dev, facts.st_ino))
-                with os.scandir(directory) as entries:
-                    names = sorted((entry.name, entry.is_dir()) for entry in entries)
-            except OSError as error:
-                raise UserError(f"cannot list the raw folder {directory}: {error.strerror}") from error
-            prefix = folder + "/" if folder else ""
-            folders += [prefix + name for name, is_folder in reversed(names) if is_folder and name[0] != "."]
-            for name, stem in _media([name for name, is_folder in names if not is_folder]):
+        for prefix, names in _local_folders(root) if isinstance(root, Path) else _remote_folders(root):
+            for name, stem in _media(names):
                 yield index, prefix + name, stem
+
+
+def _local_folders(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Every folder below a root, as a prefix of relative paths, and its files, sorted."""
+    seen: set[tuple[int, int]] = set()
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        directory = os.path.join(root, folder)  # noqa: PTH118 (two million paths: strings, not Path objects)
+        try:
+            facts = os.stat(directory)  # noqa: PTH116
+            if (facts.st_dev, facts.st_ino) in seen:
+                continue  # a link that leads back
+            seen.add((facts.st_dev, facts.st_ino))
+            with os.scandir(directory) as entries:
+                names = sorted((entry.name, entry.is_dir()) for entry in entries)
+        except OSError as error:
+            raise UserError(f"cannot list the raw folder {directory}: {error.strerror}") from error
+        prefix = folder + "/" if folder else ""
+        folders += [prefix + name for name, is_folder in reversed(names) if is_folder and name[0] != "."]
+        yield prefix, [name for name, is_folder in names if not is_folder]
+
+
+def _remote_folders(root: Remote) -> Iterator[tuple[str, list[str]]]:
+    """The same of a remote root: one listing of everything below it."""
+    folders: dict[tuple[str, ...], list[str]] = {}
+    for path in storage.files_below(root):
+        *parents, name = path.split("/")
+        if name and not any(parent.startswith(".") for parent in parents):
+            folders.setdefault(tuple(parents), []).append(name)
+    for parts in sorted(folders):
+        yield "".join(part + "/" for part in parts), sorted(folders[parts])
 
 
 def _media(names: list[str]) -> list[tuple[str, str]]:
@@ -108,10 +128,10 @@ def _media(names: list[str]) -> list[tuple[str, str]]:
 class RawIndex:
     """Finds the file of a clip among those below the raw roots."""
 
-    def __init__(self, roots: Sequence[Path], *, ytids: AbstractSet[str], stems: AbstractSet[str]) -> None:
+    def __init__(self, roots: Sequence[Place], *, ytids: AbstractSet[str], stems: AbstractSet[str]) -> None:
         """Lists the roots. Only files of the wanted ids, and of the wanted stems, are remembered."""
         self.files = 0
-        self._roots = [str(root) for root in roots]
+        self._roots = roots
         self._by_ytid: dict[str, list[RawFile]] = {}
         self._by_stem: dict[str, list[RawFile]] = {}
         for root, path, stem in walk(roots):
@@ -148,6 +168,6 @@ class RawIndex:
 
     def _is_empty(self, file: RawFile) -> bool:
         try:
-            return os.stat(os.path.join(self._roots[file.root], file.path)).st_size == 0  # noqa: PTH116, PTH118
+            return not storage.size(self._roots[file.root] / file.path)  # None: gone since the listing
         except OSError:
-            return True  # gone since the listing
+            return True

@@ -1,13 +1,16 @@
 """A finished shard again, with another try for its failed clips (--retry-failed)."""
 
 import itertools
+import tempfile
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.build_shard import Decode, Row, ShardReport, ShardSpec, build_shard
 from pipeline.decoder_process import Failure
 from pipeline.encode_sample import Encoded
+from shards_spec import storage
 from shards_spec.errors import UserError
 from shards_spec.sample import member_column
 from shards_spec.tables import read_table
@@ -58,7 +61,10 @@ def retry_shard(spec: ShardSpec, decode: Decode) -> ShardReport | None:
     if not changed:
         return None
     outcomes = itertools.chain(tried, fresh)
-    with spec.tar.open("rb") as tar:
+    with (
+        tempfile.TemporaryDirectory(prefix="make-shards-") as scratch,
+        storage.fetch(spec.tar, Path(scratch) / spec.tar.name).open("rb") as tar,
+    ):
 
         def merged(rows: list[Row]) -> Iterator[Encoded | Failure]:
             for row in rows:

@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
+from pipeline.clip_error import ClipError
+from pipeline.decode import DecodedClip, decode_clip
 from tools.media import encode_clip
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
@@ -60,3 +63,16 @@ def make_clip(path: Path, seconds: float = 10, **options: Any) -> Path:
         tones(seconds) if waveform is None else waveform,
         **({"fps": FPS, "sample_rate": RATE} | options),
     )
+
+
+def decode(path: Path, decoder: str = "pyav", **options: Any) -> DecodedClip:
+    """`decode_clip`, by default of a file that is a clip of its own."""
+    request: dict[str, Any] = {"start": None, "end": None, "named_start": None, "frame_fit": "resize"}
+    return decode_clip(path, decoder=decoder, **(request | options))  # type: ignore[arg-type]
+
+
+def reason(path: Path, decoder: str = "pyav", **options: Any) -> str:
+    """Why `decode` fails, which it must."""
+    with pytest.raises(ClipError) as caught:
+        decode(path, decoder, **options)
+    return caught.value.reason

@@ -8,8 +8,8 @@ import pytest
 from pipeline.clip_error import ClipError
 from pipeline.decode import decode_clip
 from pipeline.fbank import fbank
-from tests.clips import FIXTURES
-from tests.test_decode import assert_same, decode, full_decode, reason
+from tests.clips import FIXTURES, decode, reason
+from tests.test_decode import assert_same, full_decode
 
 pytestmark = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no files in {FIXTURES}")
 

@@ -1,0 +1,87 @@
+"""The unit of work: one shard, with all that building it takes. Every executor runs `do`, wherever it runs it.
+
+    rows of the plan ─> the clips' files (remote ones are copied here) ─> decoder process ─> tar, then parquet
+"""
+
+import contextlib
+import errno
+import platform
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.build_shard import Row, ShardSpec, build_shard
+from pipeline.decoder_process import DecoderProcess, Failure, Job, Make, start_fork_server
+from pipeline.encode_sample import Encoded
+from pipeline.retry_shard import retry_shard
+from shards_spec import storage
+from shards_spec.storage import Place
+
+OnClip = Callable[[bool], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardJob:
+    """One shard to build; may be sent to another process or machine that sees the same places.
+
+    Attributes:
+        roots: raw folders, as the plan counts them.
+        make: makes one sample, in a child process; must be picklable.
+        timeout: seconds that one clip may take.
+        retry: the shard is there, its failed clips get another try.
+    """
+
+    spec: ShardSpec
+    roots: tuple[Place, ...]
+    make: Make
+    timeout: float
+    retry: bool
+
+
+def do(job: ShardJob, *, stop: threading.Event, on_clip: OnClip) -> None:
+    """Builds the shard. Afterwards its tar and its parquet are where they belong, or an error was raised.
+
+    Args:
+        stop: when set, the shard is given up.
+        on_clip: is told of each decoded clip whether it gave a sample.
+
+    Raises:
+        StoppedError: `stop` was set.
+        OSError: the shard cannot be written, a remote clip cannot be fetched, or a raw folder is not there.
+        DecoderDefectError: the program has a mistake.
+    """
+    _check_roots(job)
+    start_fork_server()
+    with (
+        tempfile.TemporaryDirectory(prefix="make-shards-") as scratch,
+        DecoderProcess(job.make, timeout=job.timeout, stop=stop) as process,
+    ):
+
+        def copy(number: int, row: Row) -> Path:
+            return Path(scratch) / f"{number}{Path(row['source']).suffix}"
+
+        def files(rows: list[Row]) -> Iterator[Job]:
+            for number, row in enumerate(rows):
+                path = copy(number, row)
+                # Gone since the plan was made: the decoder process meets no file, and says so.
+                with contextlib.suppress(FileNotFoundError):
+                    path = storage.fetch(job.roots[row["root"]] / row["source"], path)
+                yield path, row
+
+        def decode(rows: list[Row]) -> Iterator[Encoded | Failure]:
+            for number, outcome in enumerate(process.outcomes(files(rows))):
+                copy(number, rows[number]).unlink(missing_ok=True)
+                on_clip(isinstance(outcome, Encoded))
+                yield outcome
+
+        (retry_shard if job.retry else build_shard)(job.spec, decode)
+
+
+def _check_roots(job: ShardJob) -> None:
+    """A raw folder that this machine does not see would make all its clips `missing`: that is no clip's fault."""
+    for number in {row["root"] for row in job.spec.rows if row["reason"] is None}:
+        root = job.roots[number]
+        if isinstance(root, Path) and next(root.iterdir(), None) is None:
+            raise OSError(errno.ENOENT, f"the raw folder is empty on {platform.node()}: is it mounted?", str(root))
