@@ -11,7 +11,6 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
-from av.video.reformatter import Interpolation
 
 from pipeline.audio import GAP, AudioRun, channel_sum
 from pipeline.clip_error import ClipError
@@ -31,7 +30,7 @@ from pipeline.timeline import FRAME_TOLERANCE, ClipRequest, Segment, cut_off, is
 
 _SEEK_FROM = 5.0  # seconds: reading over less costs less than a seek
 _PREROLL = 0.5  # seconds of audio decoded before the segment, until codecs that look back are settled
-_SCALING = int(Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
+_SCALING = 0x4 | 0x40000 | 0x2000  # SWS_BICUBIC, SWS_ACCURATE_RND, SWS_FULL_CHR_H_INT (PyAV 17 names only the first)
 
 # Colour matrices that swscale refuses, as AVCOL_SPC numbers, and what they are taken for: BT.2020 with constant
 # luminance for the usual BT.2020, the rare others for BT.601, which FFmpeg takes where nothing is said.
