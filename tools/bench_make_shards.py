@@ -1,0 +1,221 @@
+"""How fast make-shards is: beside the usual scripts, and beside the bare cost of the libraries.
+
+    python -m tools.bench_make_shards [--clips 24] [--rounds 5]
+
+It makes its own clips (10 s, 640x360, 30 a second, H.264 with a keyframe every 5 s, stereo AAC) and prints, pinned to
+one core and taken in turns in one run:
+
+    script    what CAV-MAE's preparation does a clip: ffmpeg for the sound, sox for one channel, OpenCV for the frame,
+              then torchaudio's fbank, Pillow's JPEG (needs ffmpeg, sox and opencv-python-headless; else left out)
+    floor     the bare library calls in one process: no tar, no isolation, no account, nothing that can go wrong
+    sample    what one decoder process of make-shards does for a clip
+    make-shards, 1 and 2 workers: the command, from clips to a complete dataset; the rate between a short and a long
+              run, so that starting up does not count (it is named apart)
+"""
+
+import importlib.util
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+import torchaudio
+
+from pipeline.encode_sample import SampleOptions, make_sample
+from pipeline.fbank import fbank
+from pipeline.frame import encode_jpeg
+from shards_spec.command_line import one_line_errors, parse
+from shards_spec.sample import FRAME_SIZE, SAMPLE_RATE
+from tools.media import encode_clip
+
+SECONDS, FPS, WIDTH, HEIGHT, RATE = 10, 30, 640, 360, 44_100
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Measures make-shards beside the usual scripts and beside the bare cost of the libraries."""
+
+    clips: int = 24
+    """Clips made."""
+    rounds: int = 5
+    """Times that each way is measured; the median counts."""
+    copies: int = 8
+    """The long run of the command has this many times the clips of the short one."""
+
+
+def make_clips(folder: Path, count: int) -> list[Path]:
+    """Clips with moving texture and broadband sound, so that codecs have something to do."""
+    folder.mkdir()
+    paths = []
+    for number in range(count):
+        generator = np.random.default_rng(number)
+        texture = generator.integers(0, 256, (HEIGHT // 8 + 40, WIDTH // 8 + 40, 3), dtype=np.uint8)
+        texture = texture.repeat(8, axis=0).repeat(8, axis=1)
+        shifts = generator.integers(-2, 3, (SECONDS * FPS, 2)).cumsum(axis=0) % 300
+        frames = (texture[y : y + HEIGHT, x : x + WIDTH] for y, x in shifts)
+        sound = np.cumsum(generator.normal(0, 0.02, (2, SECONDS * RATE)), axis=1)
+        sound = np.sin(sound * 5) * 0.3 + generator.normal(0, 0.02, sound.shape)
+        path = folder / f"clip{number:06d}_.mp4"
+        encode_clip(path, frames, sound.astype(np.float32), fps=FPS, sample_rate=RATE, keyframe_seconds=5.0)
+        paths.append(path)
+    return paths
+
+
+def script(path: Path) -> None:
+    """One clip as the usual preparation scripts take it."""
+    import cv2
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as folder:
+        stereo, mono, jpeg = (str(Path(folder) / name) for name in ("stereo.wav", "mono.wav", "frame.jpg"))
+        quiet = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.run(["ffmpeg", "-i", str(path), "-vn", "-ar", str(SAMPLE_RATE), stereo], **quiet)  # type: ignore[call-overload]
+        subprocess.run(["sox", stereo, mono, "remix", "1"], **quiet)  # type: ignore[call-overload]
+        video = cv2.VideoCapture(str(path))
+        video.set(cv2.CAP_PROP_POS_FRAMES, int(video.get(cv2.CAP_PROP_FRAME_COUNT) / 2))
+        _, frame = video.read()
+        video.release()
+        Image.fromarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)).resize((FRAME_SIZE, FRAME_SIZE)).save(jpeg, quality=95)
+        pcm = np.frombuffer(Path(mono).read_bytes()[44:], "<i2").astype(np.float32) / 32768
+        wave = torch.from_numpy(pcm)[None]
+        torchaudio.compliance.kaldi.fbank(
+            wave - wave.mean(),
+            htk_compat=True,
+            sample_frequency=SAMPLE_RATE,
+            use_energy=False,
+            window_type="hanning",
+            num_mel_bins=128,
+            dither=0.0,
+            frame_shift=10,
+        )
+
+
+def floor(path: Path) -> None:
+    """One clip with the fewest library calls that give the same kind of sample."""
+    middle = SECONDS / 2
+    with av.open(str(path)) as container:
+        video, audio = container.streams.video[0], container.streams.audio[0]
+        video.thread_count = audio.codec_context.thread_count = 1
+        keyframe, picture = 0.0, None
+        packets: list[Any] = []
+        sound: list[Any] = []
+        for packet in container.demux(video, audio):
+            if packet.pts is None:
+                continue
+            if packet.stream is audio:
+                sound += [frame.to_ndarray().mean(axis=0) for frame in audio.decode(packet)]
+                continue
+            at = float(packet.pts * (video.time_base or 0))
+            if packet.is_keyframe and keyframe <= at <= middle:
+                keyframe, packets = at, []
+            if at <= middle:
+                packets.append(packet)
+        for late in [*packets, None]:
+            for frame in video.decode(late):
+                picture = frame
+        assert picture is not None
+        image = picture.reformat(FRAME_SIZE, FRAME_SIZE, "rgb24", interpolation="BICUBIC").to_ndarray().view(np.uint8)
+    wave = torch.from_numpy(np.concatenate(sound))
+    wave = torchaudio.functional.resample(wave, RATE, SAMPLE_RATE)[: SECONDS * SAMPLE_RATE]
+    fbank(wave.numpy())
+    encode_jpeg(image)
+
+
+def sample(path: Path) -> None:
+    """One clip as a decoder process of make-shards takes it."""
+    row: dict[str, Any] = {"key": path.stem, "ytid": None, "start": 0.0, "end": 10.0, "source": path.name}
+    row |= {"named_start": 0.0, "labels": [], "label_ids": [], "boxes": None}
+    make_sample(path, row, options=SampleOptions(decoder="auto", frame_fit="resize", frames=1, keep_audio=False))
+
+
+def seconds_a_clip(way: Callable[[Path], None], paths: list[Path]) -> float:
+    """Seconds that `way` takes for a clip, over all of them."""
+    began = time.perf_counter()
+    for path in paths:
+        way(path)
+    return (time.perf_counter() - began) / len(paths)
+
+
+def command_seconds(raw: Path, out: Path, workers: int) -> float:
+    """Seconds that the command takes from clips to a complete dataset."""
+    shutil.rmtree(out, ignore_errors=True)
+    words = [sys.executable, "-m", "pipeline.make_shards", str(raw), "--out", str(out), f"--workers={workers}"]
+    began = time.perf_counter()
+    subprocess.run([*words, "--shard-size=32"], check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+def pin(cores: int) -> None:
+    """This process and all it starts run on the first `cores` cores."""
+    os.sched_setaffinity(0, sorted(_ALL_CORES)[:cores])
+
+
+_ALL_CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+def measure(config: BenchConfig, folder: Path) -> dict[str, list[float]]:
+    """Clips a second of each way, one figure a round; the starting time of the command in seconds."""
+    paths = make_clips(folder / "clips", config.clips)
+    many = folder / "many"
+    many.mkdir()
+    for copy in range(config.copies):
+        for path in paths:
+            (many / f"{path.stem}{copy}.mp4").hardlink_to(path)
+    ways: dict[str, Callable[[Path], None]] = {"floor": floor, "sample": sample}
+    if shutil.which("ffmpeg") and shutil.which("sox") and importlib.util.find_spec("cv2"):
+        ways = {"script": script} | ways
+    torch.set_num_threads(1)
+    figures: dict[str, list[float]] = {name: [] for name in [*ways, "make-shards, 1 worker", "make-shards, 2 workers"]}
+    starts = []
+    for _ in range(config.rounds):
+        pin(1)
+        for name, way in ways.items():
+            way(paths[0])
+            figures[name].append(1 / seconds_a_clip(way, paths[:8] if way is script else paths))
+        for workers in (1, 2):
+            pin(workers)
+            if len(_ALL_CORES) >= workers:
+                short = command_seconds(paths[0].parent, folder / "short", workers)
+                long = command_seconds(many, folder / "long", workers)
+                rate = config.clips * (config.copies - 1) / (long - short)
+                figures[f"make-shards, {workers} worker{'s' if workers > 1 else ''}"].append(rate)
+                starts.append(short - config.clips / rate)
+    return figures | {"start": starts}
+
+
+def table(figures: dict[str, list[float]]) -> str:
+    """The figures as a Markdown table."""
+    starts = figures.pop("start")
+    median = {name: statistics.median(rates) for name, rates in figures.items() if rates}
+    lines = ["| | clips/s, median | min to max | of the floor | times the script |", "|---|---:|---:|---:|---:|"]
+    for name, rate in median.items():
+        spread = f"{min(figures[name]):.1f} to {max(figures[name]):.1f}"
+        times = f"{rate / median['script']:.1f}" if "script" in median else "not measured"
+        lines.append(f"| {name} | {rate:.1f} | {spread} | {rate / median['floor']:.2f} | {times} |")
+    two, one = median.get("make-shards, 2 workers"), median["make-shards, 1 worker"]
+    if two is not None:
+        lines.append(f"\n2 workers: {two / one:.2f} times one. ")
+    lines.append(f"Starting and finishing the command: {statistics.median(starts):.1f} s.")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    with one_line_errors("bench_make_shards"):
+        config = parse(BenchConfig, arguments, prog="python -m tools.bench_make_shards")
+        with tempfile.TemporaryDirectory() as folder:
+            print(table(measure(config, Path(folder))))
+
+
+if __name__ == "__main__":
+    main()
