@@ -58,7 +58,8 @@ _STOP_POLL = 0.2  # seconds until a stop is noticed
 _START_SECONDS = 180.0  # for a child to import its modules, on a slow network disk
 _DECODER_PACKAGES = {"av", "decord"}
 # What children import: make_shards' own imports too, multiprocessing runs the main module again in each child.
-_PRELOAD = ["pipeline.shard_queue", "pipeline.account", "tyro", "pipeline.fbank", "pipeline.frame", "pipeline.decode"]
+_PRELOAD = ["pipeline.make_shards", "pipeline.fbank", "pipeline.frame", "pipeline.decode"]
+_MAIN_PACKAGES = ("ray",)  # what other main modules import, where make-shards' own is not the main one
 _ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
 _PR_SET_PDEATHSIG = 1
 
@@ -72,7 +73,7 @@ def start_fork_server() -> None:
         before = {name: os.environ.get(name) for name in _ONE_THREAD}
         os.environ.update(_ONE_THREAD)
         try:
-            _context.set_forkserver_preload(_PRELOAD)
+            _context.set_forkserver_preload([*_PRELOAD, *(name for name in _MAIN_PACKAGES if name in sys.modules)])
             forkserver.ensure_running()
         finally:
             for name, value in before.items():

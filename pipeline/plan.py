@@ -171,22 +171,18 @@ def _list(roots: Sequence[Place]) -> str:
 
 def plan_request(
     old: Plan | None,
-    request: list[Segment],
+    new: list[Segment],
     locate: Locate,
     *,
-    by_file: bool,
     shard_size: int,
     classes: ClassList,
     boxes: Boxes | None,
-) -> pa.Table | None:
-    """The table of the whole plan, None where the old one covers the request.
+) -> pa.Table:
+    """The table of the whole plan: the old one's rows, and `new` ones (`new_rows`) in shards of their own.
 
     Raises:
-        UserError: clips of the old plan are no longer asked for, or no clip has a file.
+        UserError: no clip has a file.
     """
-    new = request if old is None else _new_rows(old, request, by_file)
-    if not new:
-        return None
     taken: set[str] = set()
     first_shard = 0
     if old is not None:
@@ -200,20 +196,26 @@ def plan_request(
     if old is None and table["root"].null_count == len(table):
         raise UserError(
             f"none of the {len(table)} clips has a file: first {table['key'][0]} "
-            f"({table['detail'][0]}); expected names like {_example(request)}"
+            f"({table['detail'][0]}); expected names like {_example(new)}"
         )
     return table if old is None else pa.concat_tables([old.table.replace_schema_metadata(None), table])
 
 
-def _example(request: Iterable[Segment]) -> str:
-    segment = next(s for s in request if not s.problem)
+def _example(segments: Iterable[Segment]) -> str:
+    segment = next(s for s in segments if not s.problem)
     return (
         f"{segment.stem}.mp4" if segment.ytid is None else f"{segment.ytid}.mp4 or {segment.ytid}_{segment.start}.mp4"
     )
 
 
-def _new_rows(old: Plan, request: list[Segment], by_file: bool) -> list[Segment]:
-    """Rows of the request that the plan lacks; the same row twice counts twice."""
+def new_rows(old: Plan | None, request: list[Segment], *, by_file: bool) -> list[Segment]:
+    """Rows of the request that the plan lacks; the same row twice counts twice.
+
+    Raises:
+        UserError: clips of the plan are no longer asked for.
+    """
+    if old is None:
+        return request
     columns = [old.table[name].to_pylist() for name in ("key", "start", "end", "labels", "root", "source", "reason")]
     planned: Counter[Hashable] = Counter()
     for key, start, end, labels, root, source, reason in zip(*columns, strict=True):

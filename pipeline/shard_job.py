@@ -1,10 +1,11 @@
 """The unit of work: one shard, with all that building it takes. Every executor runs `do`, wherever it runs it.
 
-    rows of the plan ─> the clips' files (remote ones are copied here) ─> decoder process ─> tar, then parquet
+rows of the plan ─> the clips' files (remote ones are copied here) ─> decoder process ─> tar, then parquet
 """
 
 import contextlib
 import errno
+import os
 import platform
 import tempfile
 import threading
@@ -83,5 +84,8 @@ def _check_roots(job: ShardJob) -> None:
     """A raw folder that this machine does not see would make all its clips `missing`: that is no clip's fault."""
     for number in {row["root"] for row in job.spec.rows if row["reason"] is None}:
         root = job.roots[number]
-        if isinstance(root, Path) and next(root.iterdir(), None) is None:
-            raise OSError(errno.ENOENT, f"the raw folder is empty on {platform.node()}: is it mounted?", str(root))
+        if isinstance(root, Path):
+            with os.scandir(root) as entries:
+                if next(entries, None) is None:
+                    told = f"the raw folder is empty on {platform.node()}: is it mounted?"
+                    raise OSError(errno.ENOENT, told, str(root))

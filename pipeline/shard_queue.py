@@ -1,26 +1,42 @@
-"""Builds the shards that are not there yet: a thread for each worker, a decoder process for each shard in work."""
+"""The shards of a plan: which of them are to be built or tried again, and what each of them takes."""
 
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
-from pathlib import Path
+import re
+from collections.abc import Sequence
 
-from pipeline.build_shard import Row, ShardSpec, build_shard, finished_shard
-from pipeline.decoder_process import DecoderProcess, Failure, Make, StoppedError, start_fork_server
-from pipeline.encode_sample import Encoded
+from pipeline.array_task import Share
+from pipeline.build_shard import ShardSpec, finished_shards
+from pipeline.decoder_process import Make
 from pipeline.plan import Plan
-from pipeline.progress import Progress
-from pipeline.retry_shard import FINAL_REASONS, clips_to_retry, may_change, retry_shard
+from pipeline.retry_shard import FINAL_REASONS, clips_to_retry, may_change
+from pipeline.shard_job import ShardJob
+from shards_spec import storage
 from shards_spec.atomic import TEMPORARY_SUFFIX
-from shards_spec.tables import read_table, shard_stem
+from shards_spec.dataset import DATASET_FILE
+from shards_spec.storage import Place
+from shards_spec.tables import plan_path, read_table, shard_stem
+
+_SHARD_FILE = re.compile(r"shard-(\d+)\.")
 
 
 class ShardQueue:
-    """The shards of a plan, and how their clips are made."""
+    """The shards that a run is to see to.
+
+    Attributes:
+        unfinished: numbers of the shards to build.
+        retried: numbers of the finished shards whose failed clips get another try.
+    """
 
     def __init__(
-        self, *, folder: Path, plan: Plan, roots: Sequence[Path], members: tuple[str, ...], make: Make, timeout: float
+        self,
+        *,
+        folder: Place,
+        plan: Plan,
+        roots: Sequence[Place],
+        members: tuple[str, ...],
+        make: Make,
+        timeout: float,
+        share: Share,
+        retry_failed: bool,
     ) -> None:
         """
         Args:
@@ -28,60 +44,51 @@ class ShardQueue:
             members: of each sample, in tar order.
             make: makes one sample, in a child process; must be picklable.
             timeout: seconds that one clip may take.
+            share: the shards that are this run's.
+            retry_failed: whether failed clips of finished shards get another try.
         """
-        self._folder, self._plan, self._members = folder, plan, members
-        self._roots = [root.absolute() for root in roots]
+        self._folder, self._plan, self._members = folder.absolute(), plan, members
+        self._roots = tuple(root.absolute() for root in roots)
         self._make, self._timeout = make, timeout
         self._firsts = plan.shard_firsts()
-        self._stop = threading.Event()
+        self._ours = [number for number in range(plan.shards) if share.has(number)]
+        finished = finished_shards(folder, self._ours)
+        self.unfinished = [number for number in self._ours if number not in finished]
+        self.retried = [number for number in finished if retry_failed and may_change(self._spec(number))]
+        self._again = frozenset(self.retried)
 
-    def unfinished(self) -> list[int]:
-        """Numbers of the shards to build."""
-        return [n for n in range(self._plan.shards) if finished_shard(self._folder, n) is None]
+    @property
+    def numbers(self) -> list[int]:
+        """Numbers of the shards to build or to try again."""
+        return sorted(self.unfinished + self.retried)
 
-    def retryable(self) -> list[int]:
-        """Numbers of the finished shards in which another try may change something."""
-        finished = [n for n in range(self._plan.shards) if finished_shard(self._folder, n) is not None]
-        return [n for n in finished if may_change(self._spec(n))]
-
-    def clips(self, build: list[int], retry: list[int]) -> int:
-        """How many clips `run` will decode."""
+    def clips(self) -> int:
+        """How many clips will be decoded."""
         reasons = self._plan.table["reason"]
-        to_build = sum(reasons.slice(self._firsts[n], self._firsts[n + 1] - self._firsts[n]).null_count for n in build)
-        return int(to_build) + sum(len(clips_to_retry(self._spec(n))) for n in retry)
+        bounds = [(self._firsts[n], self._firsts[n + 1] - self._firsts[n]) for n in self.unfinished]
+        return sum(reasons.slice(*bound).null_count for bound in bounds) + sum(
+            len(clips_to_retry(self._spec(n))) for n in self.retried
+        )
 
-    def run(self, build: list[int], retry: list[int], *, workers: int, progress: Progress) -> None:
-        """Builds shards, and tries failed clips of others again.
+    def job(self, number: int) -> ShardJob:
+        """What building a shard takes."""
+        return ShardJob(
+            spec=self._spec(number),
+            roots=self._roots,
+            make=self._make,
+            timeout=self._timeout,
+            retry=number in self._again,
+        )
 
-        Raises:
-            OSError: the disk is full or cannot be written.
-            DecoderDefectError: the program has a mistake.
-        """
-        for left_over in self._folder.glob(f"shard-*{TEMPORARY_SUFFIX}"):
-            left_over.unlink()
-        start_fork_server()
-        again = set(retry)
-        with ThreadPoolExecutor(workers, thread_name_prefix="shard") as pool:
-            futures = [pool.submit(self._task, n, n in again, progress) for n in sorted(build + retry)]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-            except BaseException:
-                self._stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-    def _task(self, number: int, retry: bool, progress: Progress) -> None:
-        if self._stop.is_set():
-            return
-        with DecoderProcess(self._make, timeout=self._timeout, stop=self._stop) as process, suppress(StoppedError):
-
-            def decode(rows: list[Row]) -> Iterator[Encoded | Failure]:
-                for outcome in process.outcomes((self._roots[row["root"]] / row["source"], row) for row in rows):
-                    progress.clip(ok=isinstance(outcome, Encoded))
-                    yield outcome
-
-            (retry_shard if retry else build_shard)(self._spec(number), decode)
+    def remove_left_over(self, *, common: bool) -> None:
+        """Removes what killed writers of our shards have left; `common`: also of the files of the whole dataset."""
+        ours = frozenset(self._ours)
+        shared = (plan_path(self._folder).name, DATASET_FILE)
+        for name in storage.sizes(self._folder):
+            if name.endswith(TEMPORARY_SUFFIX):
+                shard = _SHARD_FILE.match(name)
+                if int(shard[1]) in ours if shard else common and name.startswith(shared):
+                    storage.remove(self._folder / name)
 
     def _spec(self, number: int) -> ShardSpec:
         first, end = self._firsts[number], self._firsts[number + 1]
@@ -89,13 +96,14 @@ class ShardQueue:
         return ShardSpec(folder=self._folder, number=number, rows=rows, members=self._members)
 
 
-def failed_rows(folder: Path, plan: Plan) -> list[int]:
+def failed_rows(folder: Place, plan: Plan) -> list[int]:
     """Row numbers, in the plan, of clips that failed for a reason that may pass: by the tables of the finished shards,
     by the plan itself where a shard is not finished."""
     numbers = []
     firsts = plan.shard_firsts()
+    finished = finished_shards(folder, range(plan.shards))
     for shard in range(plan.shards):
-        if finished_shard(folder, shard) is not None:
+        if shard in finished:
             table, _ = read_table(folder / f"{shard_stem(shard)}.parquet")
         else:
             table = plan.table.slice(firsts[shard], firsts[shard + 1] - firsts[shard])

@@ -5,5 +5,6 @@ tar.py      samples -> tar bytes, with the place of every payload
 tables.py   plan.parquet and shard-*.parquet
 dataset.py  dataset.json
 atomic.py   files that appear whole or not at all
+storage.py  local folders and URLs, read and written alike
 errors.py   what a user can mend, and what is damaged
 """

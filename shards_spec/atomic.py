@@ -1,21 +1,24 @@
 """Files that appear whole or not at all: temporary name, fsync, rename, fsync of the folder."""
 
 import contextlib
+import errno
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 TEMPORARY_SUFFIX = ".tmp"
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; when the block ends well, it becomes `path`, durably.
 
-    Two writers of the same path must be kept apart by the caller. What a killed writer leaves is
-    `{name}.tmp`, which the next one overwrites and no reader looks at.
+    Of several writers of the same path, on one machine or on several, the last one wins: each has a temporary file of
+    its own. What a killed writer leaves ends in `.tmp`, and no reader looks at it.
     """
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -25,6 +28,33 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def new_file(path: Path, content: bytes) -> bool:
+    """Writes a file if there is none; False where there is one. Of several writers one is told True, on NFS too."""
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    try:
+        temporary.write_bytes(content)
+        path.hardlink_to(temporary)  # fails where the name is taken, and is never half done
+    except FileExistsError:
+        return temporary.stat().st_nlink == 2  # ours: NFS may repeat a request whose answer was lost
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        return _exclusively(path, content)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _exclusively(path: Path, content: bytes) -> bool:
+    """`new_file` where the file system has no hard links: readers may meet the file before its content."""
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+    except FileExistsError:
+        return False
+    return True
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,12 +3,12 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from shards_spec.atomic import atomic_path
+from shards_spec import storage
 from shards_spec.errors import UserError
 from shards_spec.sample import SPEC_VERSION
+from shards_spec.storage import Place
 from shards_spec.tables import plan_path
 
 DATASET_FILE = "dataset.json"
@@ -51,29 +51,38 @@ def fingerprint(shards: list[ShardInfo]) -> str:
     return hashlib.sha256("\n".join(s.sha256 for s in shards).encode()).hexdigest()
 
 
-def write_dataset(folder: Path, dataset: Dataset) -> None:
+def write_dataset(folder: Place, dataset: Dataset) -> None:
     """Writes dataset.json, the last file of a dataset."""
-    with atomic_path(folder / DATASET_FILE) as temporary:
+    with storage.writing(folder / DATASET_FILE) as temporary:
         temporary.write_text(json.dumps(asdict(dataset), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def read_dataset(folder: Path) -> Dataset:
+def read_dataset(folder: Place) -> Dataset:
     """Reads dataset.json.
 
     Raises:
         UserError: the folder is missing, unfinished, or no dataset of this format.
     """
     path = folder / DATASET_FILE
-    if not folder.is_dir():
+    if not storage.is_folder(folder):
         raise UserError(f"dataset {folder} does not exist: give the folder that make-shards wrote")
-    if not path.is_file():
-        if plan_path(folder).is_file():
+    if not storage.is_file(path):
+        if storage.is_file(plan_path(folder)):
             raise UserError(
                 f"dataset {folder} is unfinished (no {DATASET_FILE}): run the same make-shards command again"
             )
         raise UserError(f"{folder} is no dataset (no {DATASET_FILE}): give the folder that make-shards wrote")
+    return dataset_from_json(storage.read_bytes(path), path)
+
+
+def dataset_from_json(content: bytes, path: Place) -> Dataset:
+    """The dataset that the content of a dataset.json describes; `path` is where it lies, for messages.
+
+    Raises:
+        UserError: it is damaged, or of another version of the format.
+    """
     try:
-        facts = json.loads(path.read_text())
+        facts = json.loads(content)
         version = facts["spec_version"]
         if version != SPEC_VERSION:
             raise UserError(f"{path} has spec_version {version}, this program reads {SPEC_VERSION}")

@@ -39,6 +39,11 @@ FRAME_MEMBER = "jpg"
 FBANK_MEMBER = "fbank.npy"
 AUDIO_MEMBER = "flac"
 
+JSON_FIELDS = (  # of every sample's metadata; `boxes` and others come where given
+    "key", "ytid", "start", "end", "labels", "label_ids", "source", "file_start", "duration", "fps", "width", "height",
+    "sample_rate", "channels", "frame_time", "valid_frames", "decoder",
+)  # fmt: skip
+
 
 def extra_frame_member(index: int) -> str:
     """Member name of the index-th evenly spaced frame (`--frames N`)."""

@@ -1,15 +1,20 @@
 """The two tables of a dataset: plan.parquet (what was asked for) and shard-*.parquet (what came of it)."""
 
 import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards_spec.atomic import atomic_path
 from shards_spec.errors import UserError
 from shards_spec.sample import SPEC_VERSION, member_column
+from shards_spec.storage import Place, readable, writing
+
+_READERS = 8  # tables read at the same time
+_BATCH = 64  # tables in memory
 
 Reason = Literal[
     "missing",  # no file for the clip
@@ -44,6 +49,7 @@ PLAN_SCHEMA = pa.schema(
         pa.field("named_start", pa.float64()),  # start second that the file name states, null where it states none
         pa.field("reason", pa.string()),  # known to fail before any decoding (missing, bad_segment, duplicate)
         pa.field("detail", pa.string()),
+        pa.field("boxes", pa.list_(pa.list_(pa.float64()))),  # normalised x0, y0, x1, y1; null where none are given
     ]
 )
 
@@ -70,7 +76,7 @@ def shard_schema(members: tuple[str, ...]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def write_table(path: Path, rows: list[dict[str, Any]] | pa.Table, schema: pa.Schema, facts: dict[str, Any]) -> None:
+def write_table(path: Place, rows: list[dict[str, Any]] | pa.Table, schema: pa.Schema, facts: dict[str, Any]) -> None:
     """Writes `rows` to a parquet file, atomically; `facts` (JSON values) travel in its metadata.
 
     Equal rows and facts give equal bytes. Keys that a row lacks are null. A table must have the schema's columns.
@@ -81,28 +87,45 @@ def write_table(path: Path, rows: list[dict[str, Any]] | pa.Table, schema: pa.Sc
     }
     schema = schema.with_metadata(metadata)
     table = rows.cast(schema) if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=schema)
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    with writing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
-def read_table(path: Path) -> tuple[pa.Table, dict[str, Any]]:
-    """Reads what `write_table` wrote: the table and its facts.
+def read_table(path: Place, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
+    """Reads what `write_table` wrote: the table (or some columns of it) and its facts.
 
     Raises:
         UserError: the file is damaged, or was written by another version of the format.
+        OSError: the file is remote and cannot be fetched.
     """
+    source = readable(path)
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        table = pq.read_table(source, columns=columns, page_checksum_verification=True)
+        table.column_names  # noqa: B018 (decodes them)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: names of columns
         raise UserError(f"{path} cannot be read as parquet ({error}): remove it and run make-shards again") from error
-    metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-    version = metadata.get("spec_version")
-    if version != json.dumps(SPEC_VERSION):
-        raise UserError(f"{path} has spec_version {version}, this program reads {SPEC_VERSION}")
-    return table, {k: json.loads(v) for k, v in metadata.items() if k != "ARROW:schema"}
+    try:
+        metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+        version = metadata.get("spec_version")
+        if version != json.dumps(SPEC_VERSION):
+            raise UserError(f"{path} has spec_version {version}, this program reads {SPEC_VERSION}")
+        return table, {k: json.loads(v) for k, v in metadata.items() if k != "ARROW:schema"}
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} has damaged metadata ({error}): remove it and run make-shards again") from error
 
 
-def plan_path(dataset: Path) -> Path:
+def read_tables(paths: Sequence[Place]) -> Iterator[tuple[pa.Table, dict[str, Any]]]:
+    """`read_table` of each, in order; several at a time, because on far disks most of it is waiting."""
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="table") as pool:
+        for first in range(0, len(paths), _BATCH):
+            yield from pool.map(read_table, paths[first : first + _BATCH])
+
+
+@overload
+def plan_path(dataset: Path) -> Path: ...
+@overload
+def plan_path(dataset: Place) -> Place: ...
+def plan_path(dataset: Place) -> Place:
     """The plan of a dataset folder."""
     return dataset / "plan.parquet"
 

@@ -1,4 +1,4 @@
-"""Pictures of what a model sees and rebuilds: frames and spectrograms as small PNGs inside a web page.
+"""Pictures of what a dataset holds and of what a model rebuilds: frames and spectrograms inside a web page.
 
 Hidden patches are transparent, so that the page's own grey shows through in its light and its dark dress.
 Spectrograms are drawn time to the right and low frequencies at the bottom.
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+from shards_spec.sample import FRAME_SIZE
 
 # S pixels a side, T fbank rows, M mel bins, N tokens of a modality.
 Pixels = npt.NDArray[np.uint8]
@@ -86,6 +88,24 @@ def audio_triple(
         reconstruction=None if rebuilt is None else _spectrogram(rebuilt),
         original=_spectrogram(levels, outline=outline(is_attentive.T[::-1], side)),
     )
+
+
+def frame_picture(jpeg: bytes, boxes: list[list[float]]) -> Picture:
+    """A stored frame as it is, its boxes (normalised x0, y0, x1, y1) as outline."""
+    paths = []
+    for box in boxes:
+        x0, y0, x1, y1 = (round(FRAME_SIZE * value, 1) for value in box)
+        paths.append(f"M{x0:g} {y0:g}H{x1:g}V{y1:g}H{x0:g}Z")
+    uri = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+    return Picture(uri=uri, width=FRAME_SIZE, height=FRAME_SIZE, outline="".join(paths))
+
+
+def spectrogram_picture(fbank: npt.NDArray[np.float32], *, step: int) -> Picture:
+    """An fbank's valid rows, float32 [T, M], in the colours of their own range, each `step` of them as their mean."""
+    firsts = np.arange(0, len(fbank), step)
+    means = np.add.reduceat(fbank, firsts, axis=0) / np.minimum(step, len(fbank) - firsts)[:, None]
+    low, high = (float(bound) for bound in np.percentile(means, (2, 99.8)))
+    return _spectrogram(_levels(means.astype(np.float32), low, high))
 
 
 def valid_rows(fbank: npt.NDArray[np.float16]) -> int:

@@ -21,6 +21,7 @@ from shards_spec.atomic import atomic_path
 from shards_spec.command_line import one_line_errors, parse
 from shards_spec.errors import DamagedSampleError, UserError
 from shards_spec.sample import FBANK_SHIFT_MS
+from shards_spec.storage import place
 from tools.pictures import Flags, Pixels, audio_triple, image_triple, valid_rows
 from tools.report_page import DatasetFacts, Line, Report, RetrievalFacts, Sample, page
 from training.checkpoint import CONFIG_FILE, checkpoints, read_json, read_state
@@ -28,7 +29,7 @@ from training.model.crossmae import Reconstructed, View
 from training.model.patches import FBANK_GRID, IMAGE_GRID, unpatchify_fbank, unpatchify_image
 from training.retrieval import RANKS, LoadedModel, load_model
 from training.run_folder import METRICS_FILE, read_step_log
-from training.stream.index import DatasetIndex, open_index
+from training.stream.index import DatasetIndex, open_config
 from training.stream.loader import Batch, Normalise, load, rank_shares
 from training.stream.order import Place, SampleStream
 
@@ -53,8 +54,8 @@ class ReportConfig:
 
     run: tyro.conf.Positional[Path]
     """Run folder, the --out of train.py, with a checkpoint."""
-    data: Path | None = None
-    """Dataset folder to take samples from. Default: the run's own, as config.json names it."""
+    data: str | None = None
+    """Dataset folder, or its URL, to take samples from. Default: the run's own, as config.json names it."""
     out: Path | None = None
     """File to write. Default: report.html in the run folder."""
     samples: int = 6
@@ -168,14 +169,14 @@ def _retrieval(path: Path, *, trained_on: str) -> RetrievalFacts | None:
 
 def _open_dataset(config: ReportConfig, settings: dict[str, Any]) -> DatasetIndex:
     if config.data is not None:
-        return open_index(config.data)
-    folders = [Path(str(folder)) for folder in settings.get("data", [])]
-    if missing := [folder for folder in folders if not folder.is_dir()]:
+        return open_config(settings | {"data": [config.data]})
+    folders = [place(str(folder)) for folder in settings.get("data", [])]
+    if missing := [folder for folder in folders if isinstance(folder, Path) and not folder.is_dir()]:
         raise UserError(
             f"the run's dataset {missing[0]} is not there (as {CONFIG_FILE} names it, from the current folder):"
             " give --data DIR, or --samples 0 for a page without samples"
         )
-    return open_index(*folders)
+    return open_config(settings)
 
 
 def show_samples(loaded: LoadedModel, index: DatasetIndex, count: int) -> list[Sample]:

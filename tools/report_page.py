@@ -12,6 +12,7 @@ from typing import Any
 from tools.curves import Unit, curve, number
 from tools.pictures import Picture, Triple
 from tools.report_style import STYLE
+from tools.web_page import document, drawn, key_facts, text
 from training.retrieval import RANKS
 
 Line = dict[str, Any]  # of metrics.jsonl
@@ -72,41 +73,29 @@ class Report:
 
 def page(report: Report) -> str:
     """The HTML document."""
-    title = escape(f"{report.name}, CrossMAE")
     sections = [_header(report), _curves(report.metrics), _retrieval(report), _samples(report)]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        # Whatever slipped through: the page may load nothing and run nothing.
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:;'
-        " style-src 'unsafe-inline'\">\n"
-        f"<title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(title=f"{report.name}, CrossMAE", style=STYLE, sections=sections)
 
 
 # -------------------------------------------------------------------- header
 
 
 def _header(report: Report) -> str:
-    facts = [("step", f"{report.step:,}")]
+    pairs = [("step", f"{report.step:,}")]
     if report.epochs is not None:
-        facts.append(("epochs", f"{report.epochs:.3g}"))
+        pairs.append(("epochs", f"{report.epochs:.3g}"))
     if report.dataset is not None:
-        facts.append(("samples", f"{report.dataset.samples:,}"))
-    facts.append(("parameters", _millions(report.parameters)))
+        pairs.append(("samples", f"{report.dataset.samples:,}"))
+    pairs.append(("parameters", _millions(report.parameters)))
     losses = [line["loss"] for line in report.metrics if line["step"] <= report.step and _is_finite(line.get("loss"))]
     if losses:
-        facts.append(("loss", number(losses[-1])))
-    items = "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in facts)
-    kind = [_text(str(report.setting(name))) for name in ("preset", "variant")]
+        pairs.append(("loss", number(losses[-1])))
+    kind = [text(str(report.setting(name))) for name in ("preset", "variant")]
     if report.metrics[-1]["step"] > report.step:  # it goes on, or was killed after its last checkpoint
         kind.append(f"logged to step {report.metrics[-1]['step']:,}")
     return (
-        f'<header><h1>{_text(report.name)}</h1><p class="kind">{" · ".join(kind)}</p>'
-        f'<dl class="facts">{items}</dl>{_configuration(report)}</header>'
+        f'<header><h1>{text(report.name)}</h1><p class="kind">{" · ".join(kind)}</p>'
+        f"{key_facts(pairs)}{_configuration(report)}</header>"
     )
 
 
@@ -200,7 +189,7 @@ def _retrieval(report: Report) -> str:
     return (
         '<section><h2>Retrieval</h2><div class="scroll"><table>'
         f'<thead><tr><td></td>{head}<th scope="col">median rank</th></tr></thead><tbody>{"".join(rows)}</tbody>'
-        f'</table></div><p class="note">R@K in %, among {facts.pool:,} samples of {_text(facts.data)}{note}.</p>'
+        f'</table></div><p class="note">R@K in %, among {facts.pool:,} samples of {text(facts.data)}{note}.</p>'
         "</section>"
     )
 
@@ -220,7 +209,7 @@ def _samples(report: Report) -> str:
 
 def _samples_note(report: Report) -> str:
     assert report.dataset is not None
-    origin = "the training set" if report.dataset.is_training_set else f"{_text(report.dataset.folder)}, not trained on"
+    origin = "the training set" if report.dataset.is_training_set else f"{text(report.dataset.folder)}, not trained on"
     notes = [f"From {origin}; every report on this dataset shows the same ones, under the same masks."]
     target = report.setting("model.pixel.target")
     if target == "none":
@@ -234,7 +223,7 @@ def _samples_note(report: Report) -> str:
 
 
 def _sample(sample: Sample, longest: float) -> str:
-    labels = ", ".join(_text(label) for label in sample.labels)
+    labels = ", ".join(text(label) for label in sample.labels)
     pictures = "".join(
         _figure(picture, kind, f"{name}, {caption.lower()}", caption, width)
         for kind, name, triple, width in (
@@ -250,25 +239,15 @@ def _sample(sample: Sample, longest: float) -> str:
     )
     columns = 3 if sample.image.reconstruction is not None else 2
     return (
-        f'<article><div class="about"><h3><code>{_text(sample.key)}</code></h3>'
+        f'<article><div class="about"><h3><code>{text(sample.key)}</code></h3>'
         f'<p>{labels}</p><p class="soft">{sample.seconds:.1f} s of sound</p></div>'
         f'<div class="pictures columns-{columns}">{pictures}</div></article>'
     )
 
 
 def _figure(picture: Picture, kind: str, alt: str, caption: str, width: float) -> str:
-    overlay = ""
-    if picture.outline:
-        path = f'd="{picture.outline}"'
-        overlay = (
-            f'<svg viewBox="0 0 {picture.width} {picture.height}" preserveAspectRatio="none" aria-hidden="true">'
-            f'<path class="halo" {path}/><path class="attentive" {path}/></svg>'
-        )
-    return (
-        f'<figure class="{kind}"><div class="picture" style="width:{100 * width:.4g}%"><img src="{picture.uri}"'
-        f' width="{picture.width}" height="{picture.height}" alt="{alt}">{overlay}</div>'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
+    box = drawn(picture, alt, style=f"width:{100 * width:.4g}%")
+    return f'<figure class="{kind}">{box}<figcaption>{caption}</figcaption></figure>'
 
 
 # -------------------------------------------------------------------- configuration
@@ -289,7 +268,7 @@ def _configuration(report: Report) -> str:
 
 
 def _rows(make: Callable[[Callable[[str], Any]], Iterable[tuple[str, str]]], setting: Callable[[str], Any]) -> str:
-    return "".join(f"<div><dt>{escape(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in make(setting))
+    return "".join(f"<div><dt>{escape(name)}</dt><dd>{text(value)}</dd></div>" for name, value in make(setting))
 
 
 def _model_rows(of: Callable[[str], Any]) -> Iterable[tuple[str, str]]:
@@ -338,8 +317,3 @@ def _training_rows(of: Callable[[str], Any]) -> Iterable[tuple[str, str]]:
     yield "Precision", str(of("mixed_precision") or "as launched")
     yield "Seed", str(of("seed"))
     yield "fbank mean, deviation", f"{_number(of('fbank_mean'))}, {_number(of('fbank_std'))}"
-
-
-def _text(value: str) -> str:
-    """Text from a file: escaped, and with its writing direction kept to itself."""
-    return f"<bdi>{escape(value)}</bdi>"

@@ -6,9 +6,9 @@ from pathlib import Path
 import tyro
 
 from shards_spec.command_line import one_line_errors, parse
-from training.checkpoint import CONFIG_FILE, find_checkpoint, read_json, read_state
+from training.checkpoint import CONFIG_FILE, UNKNOWN_OFFSET, find_checkpoint, read_json, read_state
 from training.run_folder import METRICS_FILE, read_step_log
-from training.stream.index import open_index
+from training.stream.index import open_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ def describe(run: Path) -> str:
     """
     checkpoint = find_checkpoint(run)
     state, config = read_state(checkpoint), read_json(checkpoint / CONFIG_FILE)
-    index = open_index(*map(Path, config["data"]))
+    index = open_config(config)
     n, batch = len(index), int(config["batch_size"])
     done = state.place.samples_done(n)
     steps = config["steps"]
@@ -37,7 +37,8 @@ def describe(run: Path) -> str:
         f"checkpoint    {checkpoint}",
         f"step          {state.step:,}" + (f" of {steps:,}" if steps is not None else ""),
         f"epoch         {state.epoch}, {state.cursor:,} of {n:,} samples done ({state.cursor / n:.1%})",
-        f"next sample   {state.next_shard} at byte {state.next_offset:,}",
+        f"next sample   {state.next_shard}"
+        + (f" at byte {state.next_offset:,}" if state.next_offset != UNKNOWN_OFFSET else ""),
         f"samples left  {left:,} of {in_all:,}",
     ]
     metrics = read_step_log(checkpoint.parent.parent / METRICS_FILE)

@@ -28,6 +28,7 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 OPTIMIZER_FILE = "optimizer.pt"
 STATE_FILE = "state.json"
+UNKNOWN_OFFSET = -1
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -35,7 +36,8 @@ _NAME = re.compile(r"step-(\d{8,})")
 class TrainState:
     """Where a run is: the same on every rank, a few hundred bytes.
 
-    `next_shard` and `next_offset` are for people: where the next sample of the order lies.
+    `next_shard` and `next_offset` are for people: where the next sample of the order lies. The offset is
+    UNKNOWN_OFFSET where the shard is remote and its table was not fetched yet.
     """
 
     step: int

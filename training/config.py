@@ -22,6 +22,7 @@ from training.model.config import (
     crossmae_tiny,
     with_variant,
 )
+from training.stream.cache_folder import DEFAULT_SIZE, parse_size
 
 Preset = Literal["crossmae-base", "crossmae-large", "crossmae-small", "crossmae-tiny"]
 Variant = Literal["crossmae", "cl-av", "selfmae", "cl-selfmae", "cl-crosscdtmae", "cl-crossembmae"]
@@ -52,8 +53,8 @@ class OptimizerConfig:
 class TrainConfig:
     """Trains CrossMAE on a dataset that make-shards wrote: accelerate launch train.py --data DIR --out RUN."""
 
-    data: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction]
-    """Dataset folder, complete; given several times, the datasets are mixed."""
+    data: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+    """Dataset folder, complete, or its URL (https://, s3://, gs://, ...); given several times, they are mixed."""
     out: Path
     """Run folder; continued where it stopped if it holds checkpoints (see --resume)."""
     preset: Preset = "crossmae-base"
@@ -80,6 +81,10 @@ class TrainConfig:
     """block permutes shards, then samples within --window shards: for slow disks and object stores."""
     window: int = 16
     """Shards mixed at a time with --shuffle block."""
+    cache_dir: Path | None = None
+    """Where shards of remote datasets are kept, for any number of runs. Default: ~/.cache/crossmae."""
+    cache_size: str = DEFAULT_SIZE
+    """The most that --cache-dir holds, as 200GB or 1.5T: what was used longest ago goes."""
     on_bad_sample: Literal["stop", "skip"] = "stop"
     """A sample whose bytes are damaged stops the run, or the next good one of the order takes its place."""
     resume: Literal["auto", "never"] | Path = "auto"
@@ -113,7 +118,7 @@ class TrainConfig:
             raise ValueError(f"--epochs must be above 0, got {self.epochs}")
         if self.fbank_std is not None and self.fbank_std <= 0:
             raise ValueError(f"--fbank-std must be above 0, got {self.fbank_std}")
-
+        parse_size(self.cache_size)
         if self.weights is not None and len(self.weight_list or ()) != len(self.data):
             raise ValueError(
                 f"--weights {self.weights} names {len(self.weight_list or ())} of {len(self.data)} datasets"
@@ -142,7 +147,7 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """JSON values of every field, as config.json holds them."""
         plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
-        own = {"data": [str(folder) for folder in self.data], "order": self.order}
+        own = {"data": list(self.data), "order": self.order}
         return plain | own | {"model": config_to_dict(self.model), "optimizer": asdict(self.optimizer)}
 
 

@@ -9,14 +9,16 @@ from shards_spec.atomic import atomic_path
 from shards_spec.command_line import one_line_errors, parse
 from shards_spec.errors import UserError
 from training.retrieval import RANKS, evaluate_retrieval
+from training.stream.cache_folder import DEFAULT_SIZE, parse_size
+from training.stream.index import open_index
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalConfig:
     """Audio-to-image and image-to-audio retrieval, R@1/5/10 (the paper's Tables 4 and 5)."""
 
-    data: Path
-    """Dataset folder, complete."""
+    data: str
+    """Dataset folder, complete, or its URL (https://, s3://, gs://, ...)."""
     checkpoint: Path
     """A checkpoint, or a run folder (its newest checkpoint is taken)."""
     out: Path | None = None
@@ -25,12 +27,20 @@ class RetrievalConfig:
     """Samples encoded at once."""
     workers: int = 2
     """Loader processes; 0 loads in this one."""
+    cache_dir: Path | None = None
+    """Where shards of remote datasets are kept. Default: ~/.cache/crossmae."""
+    cache_size: str = DEFAULT_SIZE
+    """The most that --cache-dir holds, as 200GB."""
+
+    def __post_init__(self) -> None:
+        parse_size(self.cache_size)
 
     def run(self) -> dict[str, Any]:
         """Evaluates and prints the table."""
         if self.out is not None and not self.out.parent.is_dir():
             raise UserError(f"--out {self.out}: the folder {self.out.parent} does not exist")
-        result = evaluate_retrieval(self.data, self.checkpoint, batch_size=self.batch_size, workers=self.workers)
+        index = open_index(self.data, cache_dir=self.cache_dir, cache_size=self.cache_size)
+        result = evaluate_retrieval(index, self.checkpoint, batch_size=self.batch_size, workers=self.workers)
         print(_table(result))
         return result
 

@@ -18,7 +18,7 @@ from shards_spec.errors import UserError
 from training.checkpoint import CONFIG_FILE, find_checkpoint, load_weights, read_json, read_state
 from training.model.config import config_from_dict
 from training.model.crossmae import CrossMAE
-from training.stream.index import DatasetIndex, open_index
+from training.stream.index import DatasetIndex
 from training.stream.loader import Normalise, all_shares, load
 
 # Q queries, C candidates, D features.
@@ -127,19 +127,18 @@ def encode_dataset(
     return torch.cat(audio), torch.cat(image)
 
 
-def evaluate_retrieval(data: Path, checkpoint: Path, *, batch_size: int, workers: int) -> dict[str, Any]:
+def evaluate_retrieval(index: DatasetIndex, checkpoint: Path, *, batch_size: int, workers: int) -> dict[str, Any]:
     """Retrieval over all samples of a dataset: the result and what it was measured on, as JSON values.
 
     Raises:
-        UserError: the dataset or the checkpoint cannot be used.
+        UserError: the checkpoint cannot be used, or a remote shard cannot be had.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    index = open_index(data)
     loaded = load_model(checkpoint, device)
     audio, image = encode_dataset(loaded, index, batch_size=batch_size, workers=workers, device=device)
     return {
         "protocol": "cosine of pooled unmasked features, all samples of the dataset",
-        "data": str(data),
+        "data": ", ".join(map(str, index.folders)),
         "fingerprint": index.fingerprint,
         "checkpoint": str(loaded.checkpoint),
         "step": loaded.step,

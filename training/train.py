@@ -20,6 +20,7 @@ from shards_spec.command_line import one_line_errors
 from shards_spec.errors import DamagedSampleError, UserError
 from training.checkpoint import (
     CONFIG_FILE,
+    UNKNOWN_OFFSET,
     TrainState,
     checkpoints,
     find_checkpoint,
@@ -35,6 +36,8 @@ from training.model.crossmae import CrossMAE
 from training.optimizer import learning_rate, make_optimizer
 from training.processes import StopRequest, start_processes
 from training.run_folder import METRICS_FILE, StepLog, keys_file
+from training.stream.ahead import check_cache
+from training.stream.cache_folder import FetchError
 from training.stream.index import DatasetIndex, open_index
 from training.stream.loader import Batch, Normalise, load, rank_shares
 from training.stream.order import Place, SampleStream
@@ -54,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
         accelerator = start_processes(config.mixed_precision)
         try:
             finished = Run(config, accelerator).train()
-        except (DamagedSampleError, WorkerError, NonFiniteLossError) as error:
+        except (DamagedSampleError, WorkerError, NonFiniteLossError, FetchError) as error:
             print(f"train.py: stopped: {error}", file=sys.stderr)
             raise SystemExit(1) from None
         finally:
@@ -102,7 +105,7 @@ class Run:
         self.is_main: bool = accelerator.is_main_process
         self.world: int = accelerator.num_processes
         self.micro_steps = micro_steps(config, self.world)
-        self.index: DatasetIndex = open_index(*config.data)
+        self.index: DatasetIndex = open_index(*config.data, cache_dir=config.cache_dir, cache_size=config.cache_size)
         self.stream = SampleStream(
             self.index.counts, seed=config.seed, window=config.shuffle_window, weights=config.weight_list
         )
@@ -121,6 +124,7 @@ class Run:
             load_weights(resumed, self.weights)
             state = read_state(resumed)
             self.step, self.place = state.step, state.place
+        check_cache(self.index, self.stream, self.place, config.batch_size)
         self.steps = self._steps_in_all()
         model = torch.compile(self.weights) if config.compile else self.weights
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
@@ -325,15 +329,18 @@ class Run:
     def _save(self) -> None:
         if not self.is_main:
             return
-        following = self.index.place(int(self.stream.take(self.place, 1)[0][0]))
+        number = int(self.stream.take(self.place, 1)[0][0])
+        shard = self.index.locate(number)[0]
+        # Nothing is fetched here: what stopped the run may be the server.
+        offset = self.index.place(number).offset if self.index.is_at_hand(shard) else UNKNOWN_OFFSET
         state = TrainState(
             step=self.step,
             fingerprint=self.index.fingerprint,
             seed=self.config.seed,
             epoch=self.place.epoch,
             cursor=self.place.cursor,
-            next_shard=self.index.tars[following.shard].name,
-            next_offset=following.offset,
+            next_shard=self.index.tars[shard].name,
+            next_offset=offset,
         )
         saved = {"optimizer": self.optimizer.state_dict()}
         if self.accelerator.scaler is not None:

@@ -2,13 +2,15 @@
 
 Samples are numbered 0 .. n-1 through the datasets, their shards, and the samples of each in plan order; failed clips
 have no number. A shard's table is read when its first sample is asked for, so a dataset of thousands of shards opens
-at once. What has been read takes about 75 bytes a sample, in the main process alone: workers are told places, they
-hold no index.
+at once; what a batch needs is read by several threads. What has been read takes about 80 bytes a sample, in the main
+process alone: workers are told places, they hold no index.
 """
 
 import hashlib
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +19,21 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from shards_spec import storage
 from shards_spec.dataset import Dataset, ShardInfo, read_dataset
 from shards_spec.errors import DamagedSampleError, UserError
 from shards_spec.sample import FBANK_MEMBER, FRAME_MEMBER, member_column
 from shards_spec.tables import read_table
+from training.stream.cache import make_cache
+from training.stream.cache_folder import DEFAULT_SIZE, CacheFolder, default_folder, local_folder, parse_size
+from training.stream.fetch import fetch_dataset
 
-_FIELDS = ("offset", "length", "crc32")
+_TABLE_READERS = 8  # threads: most of it is waiting where disks are far, and parquet is decoded without the GIL
+_COLUMNS = (  # as SamplePlace has them behind the key
+    "offset",
+    *(member_column(FRAME_MEMBER, field) for field in ("offset", "length", "crc32")),
+    *(member_column(FBANK_MEMBER, field) for field in ("offset", "crc32")),
+)
 
 
 class SamplePlace(NamedTuple):
@@ -42,14 +53,9 @@ class SamplePlace(NamedTuple):
 class _ShardRows:
     """The samples of one shard, in plan order."""
 
-    keys: pa.ChunkedArray
-    label_ids: pa.ChunkedArray
-    offset: npt.NDArray[np.int64]
-    frame_offset: npt.NDArray[np.int64]
-    frame_length: npt.NDArray[np.int64]
-    frame_crc32: npt.NDArray[np.uint32]
-    fbank_offset: npt.NDArray[np.int64]
-    fbank_crc32: npt.NDArray[np.uint32]
+    keys: pa.StringArray
+    label_ids: pa.ListArray
+    places: npt.NDArray[np.int64]  # [samples, len(_COLUMNS)]
 
 
 class DatasetIndex:
@@ -57,17 +63,27 @@ class DatasetIndex:
 
     Attributes:
         datasets: what each dataset.json says.
-        tars: paths of all shards.
+        folders: where the datasets lie, as the user said.
+        tars: local paths of all shards; of remote ones those in the cache, where they may not be yet.
+        cache: of the remote shards; None where all datasets are local.
         counts: samples of each shard, for each dataset.
         fingerprint: of the bytes; of several datasets, sha256 over theirs.
         mean, std: of the valid fbank rows; of several datasets, pooled by their samples.
     """
 
-    def __init__(self, folders: Sequence[Path], datasets: Sequence[Dataset]) -> None:
+    def __init__(
+        self, folders: Sequence[storage.Place], datasets: Sequence[Dataset], cache: CacheFolder | None = None
+    ) -> None:
         self.folders = list(folders)
         self.datasets = list(datasets)
         self.shards = [shard for dataset in datasets for shard in dataset.shards]
-        self.tars = [f / shard.name for f, dataset in zip(folders, datasets, strict=True) for shard in dataset.shards]
+        self.tars = [
+            local_folder(f, dataset.fingerprint, cache) / shard.name
+            for f, dataset in zip(folders, datasets, strict=True)
+            for shard in dataset.shards
+        ]
+        sources = [f / shard.name for f, dataset in zip(folders, datasets, strict=True) for shard in dataset.shards]
+        self.cache = None if cache is None else make_cache(cache, sources, self.tars, self.shards)
         self.counts = [[shard.samples for shard in dataset.shards] for dataset in datasets]
         self._firsts = np.concatenate([[0], np.cumsum([shard.samples for shard in self.shards])])
         self._rows: dict[int, _ShardRows] = {}
@@ -86,24 +102,33 @@ class DatasetIndex:
         shard = int(np.searchsorted(self._firsts, number, side="right")) - 1
         return shard, number - int(self._firsts[shard])
 
+    def shards_of(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The shard of each sample, int64 [len(numbers)]."""
+        return np.searchsorted(self._firsts, numbers, side="right") - 1
+
+    def is_at_hand(self, shard: int) -> bool:
+        """Whether samples of a shard can be placed without fetching anything."""
+        return shard in self._rows or self.cache is None or shard not in self.cache.shards
+
     def place(self, number: int) -> SamplePlace:
-        """Where a sample lies.
+        """Where a sample lies; raises as `places` does."""
+        return self.places(np.array([number]))[0]
+
+    def places(self, numbers: npt.NDArray[np.int64]) -> list[SamplePlace]:
+        """Where each sample lies.
 
         Raises:
-            DamagedSampleError: the table of its shard is gone or another one than when the index was opened.
+            DamagedSampleError: the table of a shard is gone or another one than when the index was opened.
+            FetchError: a shard is remote and cannot be had.
         """
-        shard, row = self.locate(number)
-        rows = self.rows(shard)
-        return SamplePlace(
-            shard=shard,
-            key=rows.keys[row].as_py(),
-            offset=int(rows.offset[row]),
-            frame_offset=int(rows.frame_offset[row]),
-            frame_length=int(rows.frame_length[row]),
-            frame_crc32=int(rows.frame_crc32[row]),
-            fbank_offset=int(rows.fbank_offset[row]),
-            fbank_crc32=int(rows.fbank_crc32[row]),
-        )
+        shards = self.shards_of(numbers)
+        rows = numbers - self._firsts[shards]
+        self._read_missing(set(shards.tolist()))
+        places = []
+        for shard, row in zip(shards.tolist(), rows.tolist(), strict=True):
+            of_shard = self._rows[shard]
+            places.append(SamplePlace(shard, of_shard.keys[row].as_py(), *of_shard.places[row].tolist()))
+        return places
 
     def key(self, number: int) -> str:
         """The key of a sample."""
@@ -117,34 +142,38 @@ class DatasetIndex:
 
     def rows(self, shard: int) -> _ShardRows:
         """The samples of a shard; its table is read at the first call."""
-        if shard not in self._rows:
-            self._rows[shard] = self._read_rows(shard)
+        self._read_missing([shard])
         return self._rows[shard]
+
+    def _read_missing(self, shards: Iterable[int]) -> None:
+        missing = [shard for shard in shards if shard not in self._rows]
+        if self.cache is not None and (remote := [shard for shard in missing if shard in self.cache.shards]):
+            with self.cache.holding(remote):
+                self._read(missing)
+        else:
+            self._read(missing)
+
+    def _read(self, missing: list[int]) -> None:
+        if len(missing) == 1:
+            self._rows[missing[0]] = self._read_rows(missing[0])
+        elif missing:
+            with ThreadPoolExecutor(_TABLE_READERS) as pool:
+                self._rows.update(zip(missing, pool.map(self._read_rows, missing), strict=True))
 
     def _read_rows(self, shard: int) -> _ShardRows:
         parquet, info = self.tars[shard].with_suffix(".parquet"), self.shards[shard]
-        members = [member_column(m, field) for m in (FRAME_MEMBER, FBANK_MEMBER) for field in _FIELDS]
-        columns = ["key", "label_ids", "offset", *members]
         try:
-            table, facts = read_table(parquet, [*columns, "status"])
+            table, facts = read_table(parquet, ["key", "label_ids", "status", *_COLUMNS])
         except UserError as error:
             raise DamagedSampleError(str(error)) from error
-        table = table.filter(pa.compute.equal(table["status"], "ok")).select(columns)
+        table = table.filter(pa.compute.equal(table["status"], "ok"))
         if facts.get("sha256") != info.sha256 or len(table) != info.samples:
             raise DamagedSampleError(f"{parquet} is not the table that dataset.json lists: the dataset was changed")
-
-        def array(name: str) -> npt.NDArray[Any]:
-            return table[name].to_numpy()
 
         return _ShardRows(
             keys=table["key"].combine_chunks(),
             label_ids=table["label_ids"].combine_chunks(),
-            offset=array("offset"),
-            frame_offset=array(member_column(FRAME_MEMBER, "offset")),
-            frame_length=array(member_column(FRAME_MEMBER, "length")),
-            frame_crc32=array(member_column(FRAME_MEMBER, "crc32")),
-            fbank_offset=array(member_column(FBANK_MEMBER, "offset")),
-            fbank_crc32=array(member_column(FBANK_MEMBER, "crc32")),
+            places=np.stack([table[name].to_numpy().astype(np.int64) for name in _COLUMNS], axis=1),
         )
 
 
@@ -159,32 +188,58 @@ def _together(datasets: Sequence[Dataset]) -> tuple[str, float, float]:
     return fingerprint, mean, math.sqrt(square - mean**2)
 
 
-def open_index(*folders: Path) -> DatasetIndex:
+def open_index(*data: str | Path, cache_dir: Path | None = None, cache_size: str = DEFAULT_SIZE) -> DatasetIndex:
     """Opens complete datasets for reading.
+
+    Args:
+        data: folders, or URLs that fsspec understands.
+        cache_dir: where shards of remote datasets are kept; None for `~/.cache/crossmae`. Not looked at without URLs.
+        cache_size: the most that it holds, as 200GB.
 
     Raises:
         UserError: a folder is no complete dataset, its files are not the ones dataset.json lists, or the datasets
             have different class lists.
+        FetchError: a remote dataset.json cannot be had.
     """
-    datasets = [read_dataset(folder) for folder in folders]
+    folders = [storage.place(d) if isinstance(d, str) else d for d in data]
+    for folder in folders:
+        storage.check_place(folder, to_read=True)
+    datasets = [read_dataset(f) if isinstance(f, Path) else fetch_dataset(f) for f in folders]
     for folder, dataset in zip(folders, datasets, strict=True):
         if not dataset.samples:
             raise UserError(f"dataset {folder} holds no sample: all {dataset.failed} clips failed")
         if dataset.classes != datasets[0].classes:
             raise UserError(f"{folder} has another class list than {folders[0]}: use the same --class-labels for both")
-        for shard in dataset.shards:
-            _check_size(folder / shard.name, shard)
-    return DatasetIndex(folders, datasets)
+        if isinstance(folder, Path):
+            _check_files(folder, dataset.shards)
+    cache = None
+    if any(isinstance(folder, storage.Remote) for folder in folders):
+        cache = CacheFolder(default_folder() if cache_dir is None else cache_dir, parse_size(cache_size))
+    return DatasetIndex(folders, datasets, cache)
 
 
-def _check_size(tar: Path, shard: ShardInfo) -> None:
+def open_config(config: dict[str, Any]) -> DatasetIndex:
+    """Opens the datasets of a run, as its config.json names them; raises as `open_index` does."""
+    cache_dir = config.get("cache_dir")
+    return open_index(
+        *map(str, config.get("data", [])),
+        cache_dir=None if cache_dir is None else Path(cache_dir),
+        cache_size=config.get("cache_size", DEFAULT_SIZE),
+    )
+
+
+def _check_files(folder: Path, shards: Sequence[ShardInfo]) -> None:
     """Raises UserError where a tar, by its size, is not the listed one, or its table is missing."""
-    size = tar.stat().st_size if tar.is_file() else None
-    if size != shard.bytes:
-        found = "is missing" if size is None else f"has {size} bytes"
-        raise UserError(
-            f"{tar} {found}, dataset.json lists {shard.bytes} bytes: restore it or run the same make-shards again"
-        )
-    parquet = tar.with_suffix(".parquet")
-    if not parquet.is_file():
-        raise UserError(f"{parquet} is missing: restore it or run the same make-shards command again")
+    with os.scandir(folder) as listing:  # one listing: thousands of shards are checked in milliseconds
+        found = {entry.name: entry for entry in listing}
+    for shard in shards:
+        size = found[shard.name].stat().st_size if shard.name in found else None
+        if size != shard.bytes:
+            what = "is missing" if size is None else f"has {size} bytes"
+            raise UserError(
+                f"{folder / shard.name} {what}, dataset.json lists {shard.bytes} bytes: restore it or run the same"
+                " make-shards again"
+            )
+        table = f"{shard.name.removesuffix('.tar')}.parquet"
+        if table not in found:
+            raise UserError(f"{folder / table} is missing: restore it or run the same make-shards command again")

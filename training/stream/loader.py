@@ -5,6 +5,7 @@ SampleStream.take ──> this rank's share of each step ──> ring: read, che
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from shards_spec.errors import DamagedSampleError
+from training.stream.ahead import Ahead
 from training.stream.index import DatasetIndex, SamplePlace
 from training.stream.order import Numbers, Place, SampleStream, rank_slice, sample_seeds
 from training.stream.ring import Damage, Ring
@@ -25,12 +27,14 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 class Share:
     """Which samples to load together: their numbers in the index and the epochs they belong to, int64 [B].
 
-    `first` is the place in the stream of the first one; the others follow it.
+    `first` is the place in the stream of the first one; the others follow it. `together` are the samples that all
+    ranks take in the same step, None where there is one rank.
     """
 
     numbers: Numbers
     epochs: Numbers
     first: int = 0
+    together: Numbers | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +69,12 @@ def rank_shares(
         numbers, epochs = stream.take(place, batch_size)
         for start in range(mine.start, mine.stop, size):
             piece = slice(start, start + size)
-            yield Share(numbers=numbers[piece], epochs=epochs[piece], first=place.samples_done(stream.n) + start)
+            yield Share(
+                numbers=numbers[piece],
+                epochs=epochs[piece],
+                first=place.samples_done(stream.n) + start,
+                together=numbers,
+            )
         place = place.advance(batch_size, stream.n)
 
 
@@ -95,32 +104,47 @@ def load(
     Raises:
         DamagedSampleError: a sample's bytes are not those that were written; names shard, key and offset.
         WorkerError: a worker died or hangs.
+        FetchError: a remote shard cannot be had.
+        UserError: the cache of remote shards is too small for one step.
     """
-    jobs = ((_Loading(share), [index.place(number) for number in share.numbers.tolist()]) for share in shares)
+    ahead = None if index.cache is None else Ahead(index, shares)
+
+    def job(share: Share) -> tuple[_Loading, list[SamplePlace]]:
+        places = index.places(share.numbers)
+        return _Loading(share, [place.key for place in places]), places
 
     def replace(loading: _Loading, damage: Damage) -> SamplePlace:
         assert skip_bad_in is not None
-        return index.place(loading.stand_in(damage, skip_bad_in))
+        number = loading.stand_in(damage, skip_bad_in)
+        if ahead is not None:
+            ahead.stand_in(number)
+        place = index.place(number)
+        loading.keys[damage.row] = place.key
+        return place
 
-    with Ring(index.tars, batch_size=batch_size, workers=workers) as ring:
-        for loading, slot in ring.batches(jobs, None if skip_bad_in is None else replace):
+    jobs, ready = map(job, ahead or shares), None if ahead is None else ahead.ready
+    ring = Ring(index.tars, batch_size=batch_size, workers=workers, keep_open=ahead is None)
+    with ring, ahead or nullcontext():  # in this order: the cache's threads must not be there when workers are forked
+        for loading, slot in ring.batches(jobs, None if skip_bad_in is None else replace, ready):
             size = len(loading.numbers)
-            keys = [index.key(number) for number in loading.numbers.tolist()]
             yield Batch(
                 numbers=torch.from_numpy(loading.numbers),
-                keys=keys,
-                seeds=torch.from_numpy(sample_seeds(seed, loading.epochs, keys)),
+                keys=loading.keys,
+                seeds=torch.from_numpy(sample_seeds(seed, loading.epochs, loading.keys)),
                 image=torch.from_numpy(slot.image[:size]),
                 fbank=torch.from_numpy(slot.fbank[:size]),
                 replaced=loading.damage,
             )
+            if ahead is not None:
+                ahead.done()
 
 
 class _Loading:
     """A share on its way through the ring, with the samples that stand in for damaged ones."""
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: Share, keys: list[str]) -> None:
         self.numbers, self.epochs, self.first = share.numbers.copy(), share.epochs.copy(), share.first
+        self.keys = keys
         self.damage: list[str] = []
         self._tries: Counter[int] = Counter()
 

@@ -120,16 +120,24 @@ class Ring:
         batch_size: the most samples of one batch.
         workers: processes; 0 fills the slots in this one, when a batch is asked for.
         hang_seconds: a worker that takes longer over one batch is taken to hang.
+        keep_open: as of SampleReader.
     """
 
     def __init__(
-        self, tars: Sequence[Path], *, batch_size: int, workers: int, hang_seconds: float = HANG_SECONDS
+        self,
+        tars: Sequence[Path],
+        *,
+        batch_size: int,
+        workers: int,
+        hang_seconds: float = HANG_SECONDS,
+        keep_open: bool = True,
     ) -> None:
         self.hang_seconds = hang_seconds
         self.memory, self.slots = make_slots(max(_SLOTS_AHEAD * workers, 1) + 1, batch_size)
         self._free = deque(range(len(self.slots)))
         self._tars = tars
-        self._reader = SampleReader(tars)
+        self._keep_open = keep_open
+        self._reader = SampleReader(tars, keep_open=keep_open)
         self._workers: list[_Worker] = []
         for _ in range(workers):
             self._workers.append(self._start_worker())
@@ -141,7 +149,10 @@ class Ring:
         self.close()
 
     def batches(
-        self, jobs: Iterable[tuple[Job, list[SamplePlace]]], replace: Replace | None = None
+        self,
+        jobs: Iterable[tuple[Job, list[SamplePlace]]],
+        replace: Replace | None = None,
+        ready: Callable[[], bool] | None = None,
     ) -> Iterator[tuple[Job, Slot]]:
         """The batches of `jobs`, in their order.
 
@@ -149,6 +160,8 @@ class Ring:
             jobs: (anything, where its samples lie) for each batch; the first part comes back with the slot.
             replace: gives the place of another sample for a damaged one, as often as it is asked; None: damage ends
                 the run.
+            ready: whether the next job comes without waiting; while it does not, batches in work are finished first.
+                None: it always does.
 
         Yields:
             The job and the slot that holds its samples, valid until the next batch is asked for.
@@ -161,7 +174,11 @@ class Ring:
         ahead: deque[tuple[Job, int, int]] = deque()  # job, slot, worker
         turn = 0
         while True:
-            while self._free and len(ahead) < len(self.slots) - 1 and (following := next(waiting, None)) is not None:
+            while self._free and len(ahead) < len(self.slots) - 1:
+                if ahead and ready is not None and not ready():
+                    break
+                if (following := next(waiting, None)) is None:
+                    break
                 job, places = following
                 slot = self._free.popleft()
                 worker = turn % max(len(self._workers), 1)
@@ -225,7 +242,10 @@ class Ring:
         ours, theirs = context.Pipe()
         inherited = [worker.pipe for worker in self._workers] + [ours]
         process = context.Process(
-            target=_work, args=(self._tars, self.slots, theirs, inherited), daemon=True, name="loader"
+            target=_work,
+            args=(self._tars, self._keep_open, self.slots, theirs, inherited),
+            daemon=True,
+            name="loader",
         )
         process.start()
         theirs.close()
@@ -241,14 +261,18 @@ class Ring:
 
 
 def _work(
-    tars: Sequence[Path], slots: list[Slot], pipe: "Connection[Any, Any]", inherited: "list[Connection[Any, Any]]"
+    tars: Sequence[Path],
+    keep_open: bool,
+    slots: list[Slot],
+    pipe: "Connection[Any, Any]",
+    inherited: "list[Connection[Any, Any]]",
 ) -> None:
     """A worker's life: fill slots until the main process closes its end of the pipe."""
     for connection in inherited:  # an open copy of another pipe's end would hide its closing
         connection.close()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the main process decides when to stop
         signal.signal(number, signal.SIG_IGN)
-    reader = SampleReader(tars)
+    reader = SampleReader(tars, keep_open=keep_open)
     while True:
         try:
             job = pipe.recv()

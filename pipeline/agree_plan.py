@@ -1,0 +1,155 @@
+"""The plan of a run: read from the dataset folder, and made and written there first where it lacks clips.
+
+Tasks of a job array start in the same second and find no plan. One of them gets the lease and makes it, the others
+wait for it. Should its machine die, another takes over. Whoever has waited reads what the folder holds.
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+
+from pipeline.account import library_versions
+from pipeline.boxes import Boxes, read_boxes
+from pipeline.lease import lease
+from pipeline.options import MakeShardsConfig
+from pipeline.plan import (
+    Locate,
+    Plan,
+    check_recipe,
+    files_request,
+    make_recipe,
+    new_rows,
+    plan_request,
+    read_plan,
+    relocate,
+    segments_locator,
+)
+from pipeline.segments import ClassList, Segment, read_classes, read_segments
+from pipeline.shard_queue import failed_rows
+from shards_spec import storage
+from shards_spec.dataset import DATASET_FILE
+from shards_spec.errors import UserError
+
+_LEASE_FILE = ".make-shards.planning"
+_LOOK_AGAIN = 0.5  # seconds, while another one plans
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What the command asks for."""
+
+    by_file: bool
+    classes: ClassList
+    boxes: Boxes | None
+    recipe: dict[str, Any]
+    request: list[Segment]
+    locate: Locate
+
+
+def agreed_plan(config: MakeShardsConfig) -> Plan:
+    """The plan that covers what the command asks for, as it lies in the folder.
+
+    Raises:
+        UserError: a CSV is damaged, the folder was begun with another recipe or request, ...
+        OSError: the folder cannot be written.
+    """
+    asked = _asked(config)
+    while True:
+        plan, new = _look(config, asked)
+        if plan is not None and not new:
+            break
+        with lease(config.out / _LEASE_FILE) as ours:
+            if ours:
+                plan = _made(config, asked)
+                break
+        time.sleep(_LOOK_AGAIN)
+    roots = (pc.max(plan.table["root"]).as_py() or 0) + 1
+    if len(config.raw) < roots:
+        raise UserError(f"{config.out} was planned with {roots} raw folders, got {len(config.raw)}: give the same ones")
+    return _look_for_files(config, plan, asked.request) if config.retry_failed and not asked.by_file else plan
+
+
+def _asked(config: MakeShardsConfig) -> _Asked:
+    classes = ClassList([]) if config.class_labels is None else read_classes(config.class_labels)
+    boxes = None
+    if config.boxes is not None:
+        boxes = read_boxes(config.boxes)
+        for warning in boxes.warnings():
+            _warn(f"{config.boxes}: {warning}")
+    by_file = config.segments is None
+    recipe = make_recipe(
+        by_file=by_file,
+        shard_size=config.shard_size,
+        frame_fit=config.frame_fit,
+        frames=config.frames,
+        keep_audio=config.keep_audio,
+        decoder=config.decoder,
+        clip_seconds=config.clip_seconds,
+        classes=classes.classes,
+        boxes=boxes,
+    )
+    _begun(config, recipe)  # before the raw folders are listed, which may take long
+    locate: Locate
+    if config.segments is None:
+        request, locate = files_request(config.raw, clip_seconds=config.clip_seconds, limit=config.limit)
+    else:
+        request, warnings = read_segments(config.segments, clip_seconds=config.clip_seconds, limit=config.limit)
+        locate = segments_locator(config.raw)
+        for warning in warnings:
+            _warn(warning)
+    return _Asked(by_file=by_file, classes=classes, boxes=boxes, recipe=recipe, request=request, locate=locate)
+
+
+def _look(config: MakeShardsConfig, asked: _Asked) -> tuple[Plan | None, list[Segment]]:
+    """The plan in the folder, and the rows of the request that it lacks."""
+    plan = _begun(config, asked.recipe)
+    return plan, new_rows(plan, asked.request, by_file=asked.by_file)
+
+
+def _begun(config: MakeShardsConfig, recipe: dict[str, Any]) -> Plan | None:
+    """The plan in the folder, after checking that it is of the same recipe."""
+    plan = read_plan(config.out)
+    if plan is not None:
+        check_recipe(plan, recipe, config.out)
+    return plan
+
+
+def _made(config: MakeShardsConfig, asked: _Asked) -> Plan:
+    """The plan, made or extended and written, unless another one has done that just now."""
+    old, new = _look(config, asked)
+    if old is not None and not new:
+        return old
+    classes, boxes = asked.classes, asked.boxes
+    table = plan_request(old, new, asked.locate, shard_size=config.shard_size, classes=classes, boxes=boxes)
+    if classes.unknown:
+        named = ", ".join(repr(label) for label, _ in classes.unknown.most_common(3))
+        count = len(classes.unknown)
+        _warn(f"labels that are not in {config.class_labels} get no index: {count:,}, as {named}")
+    if boxes is not None:
+        boxed = len(table) - table["boxes"].null_count
+        told = f"{boxed:,} of {len(table):,} planned clips have boxes ({config.boxes}: {len(boxes.clips):,} clips)"
+        print(f"make-shards: {told}", file=sys.stderr, flush=True)
+    versions = library_versions() if old is None else old.versions
+    plan = Plan(table=table, recipe=asked.recipe, classes=classes.classes, versions=versions)
+    storage.remove(config.out / DATASET_FILE)
+    plan.write(config.out)
+    return plan
+
+
+def _look_for_files(config: MakeShardsConfig, plan: Plan, request: list[Segment]) -> Plan:
+    """The plan with the files that failed clips have now, written if any differs."""
+    numbers = failed_rows(config.out, plan)
+    if not numbers:
+        return plan
+    renewed = relocate(plan, numbers, request, segments_locator(config.raw))
+    if not renewed.table.equals(plan.table):
+        storage.remove(config.out / DATASET_FILE)
+        renewed.write(config.out)
+    return renewed
+
+
+def _warn(message: str) -> None:
+    print(f"make-shards: warning: {message}", file=sys.stderr, flush=True)

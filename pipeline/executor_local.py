@@ -1,0 +1,34 @@
+"""Shards on this machine: a thread for each worker, a decoder process for each shard in work."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+
+from pipeline.decoder_process import StoppedError, start_fork_server
+from pipeline.progress import Progress
+from pipeline.shard_job import ShardJob, do
+
+
+def run_local(job: Callable[[int], ShardJob], numbers: Sequence[int], progress: Progress, *, workers: int) -> None:
+    """Builds the shards of these numbers, `workers` at a time; `job` says what each of them takes.
+
+    Raises: see `shard_job.do`; the other shards in work are given up then.
+    """
+    stop = threading.Event()
+
+    def task(number: int) -> None:
+        if not stop.is_set():
+            with suppress(StoppedError):
+                do(job(number), stop=stop, on_clip=lambda ok: progress.clips(int(ok), int(not ok)))
+
+    start_fork_server()
+    with ThreadPoolExecutor(workers, thread_name_prefix="shard") as pool:
+        futures = [pool.submit(task, number) for number in numbers]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

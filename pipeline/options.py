@@ -1,0 +1,143 @@
+"""The command line of make-shards."""
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from pipeline.array_task import WHOLE, Share, slurm_share
+from pipeline.encode_sample import SampleOptions
+from shards_spec import storage
+from shards_spec.errors import UserError
+from shards_spec.sample import CLIP_SECONDS
+from shards_spec.storage import Place, Remote
+
+_Place = Annotated[
+    Place,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="DIR|URL",
+        instance_from_str=lambda words: storage.place(words[0]),
+        is_instance=lambda value: isinstance(value, Path | Remote),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeShardsConfig:
+    """Turns raw AudioSet or VGGSound downloads into a dataset of shards; run again, it goes on where it stopped."""
+
+    raw: tyro.conf.Positional[
+        Annotated[tuple[_Place, ...], tyro.conf.arg(metavar="RAW [RAW ...]", help_behavior_hint="")]
+    ]
+    """Folders with the downloads, flat or in subfolders, or URLs of such (s3://bucket/folder)."""
+    out: _Place
+    """Dataset folder to write, or its URL."""
+    segments: Path | None = None
+    """CSV of the clips wanted: AudioSet's segments, or VGGSound's. Default: every media file is a clip."""
+    class_labels: Path | None = None
+    """Class list (class_labels_indices.csv): labels get their index in it."""
+    boxes: Path | None = None
+    """Boxes of sound sources: VGG-SS's vggss.json, or Flickr-SoundNet's folder of ID.xml. Into each clip's JSON."""
+    shard_size: int = 512
+    """Clips a shard."""
+    workers: int | None = None
+    """Clips decoded at the same time. Default: one for each CPU core; with Ray, as the cluster has."""
+    executor: Literal["local", "ray"] = "local"
+    """local: processes on this machine; ray: tasks on a Ray cluster."""
+    ray_address: str | None = None
+    """Address of the Ray cluster. Default: the one that is found, else Ray on this machine alone."""
+    task_index: int | None = None
+    """Build only the shards of this task of a job array, 0 to COUNT - 1. Default: Slurm's, in a Slurm array."""
+    task_count: int | None = None
+    """Tasks of the job array."""
+    finalize: bool = False
+    """Only check that all shards are there, and complete the dataset: after a job array. RAW may be left out."""
+    frame_fit: Literal["resize", "crop"] = "resize"
+    """resize squashes a frame to 224x224; crop scales its short side to 224 and takes the centre."""
+    frames: int = 1
+    """Frames kept of each clip; above 1, evenly spaced ones beside the middle one."""
+    keep_audio: bool = False
+    """Also keep the waveform, as FLAC."""
+    decoder: Literal["auto", "decord", "pyav"] = "auto"
+    """auto takes the faster one, and the other for files that the first cannot open."""
+    clip_seconds: float = CLIP_SECONDS
+    """Length of a clip where no CSV gives its end."""
+    limit: int | None = None
+    """Take only the first N clips."""
+    retry_failed: bool = False
+    """Look again for missing files and try failed clips again."""
+    max_failed: float = 0.5
+    """Accept the dataset if at most this share of the clips that have a file fails."""
+    clip_timeout: float = 60.0
+    """Seconds that one clip may take."""
+
+    def check(self) -> None:
+        """Raises UserError for values that make no sense."""
+        self._check_numbers()
+        self._check_executor()
+        if not self.raw and not self.finalize:
+            raise UserError("no raw folder given: make-shards RAW [RAW ...] --out DIR")
+        for named in (*self.raw, self.out):
+            storage.check_place(named)
+        for root in () if self.finalize else self.raw:
+            if not storage.is_folder(root):
+                raise UserError(f"raw folder {root} is no folder: give the folder that holds the downloads")
+        if self.boxes is not None and self.frame_fit == "crop":
+            raise UserError("--boxes are places in the whole frame, which --frame-fit crop cuts: take resize")
+        if storage.is_file(self.out):
+            raise UserError(f"--out {self.out} is no folder")
+
+    def _check_numbers(self) -> None:
+        for name, least in (("shard_size", 1), ("workers", 1), ("frames", 1), ("limit", 1), ("task_count", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+        if self.frames > 100:
+            raise UserError(f"--frames must be at most 100, got {self.frames}")
+        for name in ("clip_seconds", "clip_timeout"):
+            if not 0 < getattr(self, name) < 1e6:
+                raise UserError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.max_failed <= 1:
+            raise UserError(f"--max-failed is a share, 0 to 1, got {self.max_failed}")
+
+    def _check_executor(self) -> None:
+        if self.ray_address is not None and self.executor != "ray":
+            raise UserError("--ray-address is for --executor ray")
+        if self.executor == "ray" and importlib.util.find_spec("ray") is None:
+            raise UserError("--executor ray needs Ray, which is not installed: pip install ray, on every node")
+        if self.finalize:
+            if self.task_index is not None or self.retry_failed:
+                raise UserError("--finalize builds nothing: leave out --task-index and --retry-failed")
+            return
+        if (self.task_index is None) != (self.task_count is None):
+            raise UserError("--task-index and --task-count belong together: give both or none")
+        if self.task_index is not None and not 0 <= self.task_index < self.share.count:
+            raise UserError(f"--task-index must be 0 to {self.share.count - 1}, got {self.task_index}")
+        if self.retry_failed and not self.share.is_whole:
+            raise UserError("--retry-failed looks at the whole dataset: run it outside of a job array")
+
+    def in_array(self, environment: Mapping[str, str]) -> "MakeShardsConfig":
+        """This, with the share of the Slurm array task in which it runs where none is given."""
+        if self.finalize or self.task_index is not None or self.task_count is not None:
+            return self
+        share = slurm_share(environment)
+        return self if share is None else replace(self, task_index=share.index, task_count=share.count)
+
+    @property
+    def share(self) -> Share:
+        """The shards that are this run's."""
+        if self.task_index is None or self.task_count is None:
+            return WHOLE
+        return Share(self.task_index, self.task_count)
+
+    @property
+    def options(self) -> SampleOptions:
+        """What concerns single samples."""
+        return SampleOptions(
+            decoder=self.decoder, frame_fit=self.frame_fit, frames=self.frames, keep_audio=self.keep_audio
+        )

@@ -1,0 +1,194 @@
+"""How fast samples come, beside what the machine could do and what others do: all in one run, on made samples.
+
+    python -m tools.bench_loader                  ours, the floor, a plain DataLoader
+    python -m tools.bench_loader --peers          and webdataset, MosaicML streaming, litdata, Megatron-Energon
+    python -m tools.bench_loader --instant        order, index and first batch at 2 million samples
+
+Every loader gives float16 fbanks [64, 1024, 128] and uint8 frames [64, 224, 224, 3] out of a warm page cache; nothing
+is done with them. Rounds go through all loaders in turn, so that a noisy machine disturbs all alike; the figures are
+medians over the rounds, and the last column is the median of the ratios within a round. The floor is one process
+that reads, decodes and collates without any check, queue or other process.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import psutil
+import simplejpeg
+import tyro
+from isal import isal_zlib
+
+from shards_spec.command_line import one_line_errors, parse
+from shards_spec.sample import FBANK_HEADER
+from tools.bench_data import write_long, write_samples
+from tools.bench_instant import LONG_SHARDS, instant
+from tools.bench_peers import Loader, map_style, peers
+from training.stream.index import DatasetIndex, SamplePlace, open_index
+from training.stream.loader import load, rank_shares
+from training.stream.order import Place, SampleStream
+from training.stream.ring import make_slots
+
+_WARM_BATCHES = 8  # not timed: processes start, and pages of slots and buffers come into being
+FLOOR = "floor, one core"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Measures the loader beside a floor and, if asked, beside other loaders."""
+
+    samples: int = 2000
+    """Samples of the made dataset, 278 KB each."""
+
+    batch_size: int = 64
+
+    workers: tuple[int, ...] = (1, 2)
+    """Ours is measured without workers too; the others with the last of these."""
+
+    repeats: int = 5
+    """Rounds."""
+
+    peers: bool = False
+    """Measure other loaders too."""
+
+    instant: bool = False
+    """Only the figures that should not grow with the dataset."""
+
+    folder: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="(default: the system's)")] = None
+    """Where a temporary folder for the data is made."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What one loader did in one round."""
+
+    samples_per_second: float
+    cpu_us: float  # processor time of all its processes, a sample
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    with one_line_errors("bench_loader"):
+        config = parse(BenchConfig, arguments, prog="python -m tools.bench_loader")
+        with tempfile.TemporaryDirectory(prefix="bench-", dir=config.folder) as folder:
+            _run(config, Path(folder))
+
+
+def _run(config: BenchConfig, folder: Path) -> None:
+    write_samples(folder / "samples", config.samples)
+    index = open_index(folder / "samples")
+    if config.instant:
+        write_long(folder / "long", folder / "samples", LONG_SHARDS)
+        print("\n".join(instant(folder / "samples", folder / "long", config.batch_size, config.workers[-1])))
+        return
+    loaders = [Loader(FLOOR, 0, lambda: _floor(index, config.batch_size))]
+    loaders += [_ours(index, config.batch_size, workers) for workers in (0, *config.workers)]
+    loaders.append(map_style(index, config.batch_size, config.workers[-1]))
+    if config.peers:
+        loaders += peers(folder / "samples", folder / "peers", config.batch_size, config.workers[-1])
+    batches = config.samples // config.batch_size - _WARM_BATCHES
+    rounds = [{_name(loader): _measure(loader, batches) for loader in loaders} for _ in range(config.repeats)]
+    print(table(rounds))
+    crc32, whole = _crc32_share(index)
+    print(f"\ncrc32 takes {1e6 * crc32:.1f} µs of a sample, {crc32 / whole:.1%} of what the floor takes with it")
+
+
+def table(rounds: list[dict[str, Rate]]) -> str:
+    """The loaders as Markdown, medians over the rounds."""
+    lines = ["| loader | samples/s | CPU µs a sample | times the floor |", "|---|---:|---:|---:|"]
+    for name in rounds[0]:
+        rate = statistics.median(r[name].samples_per_second for r in rounds)
+        cpu = statistics.median(r[name].cpu_us for r in rounds)
+        ratio = statistics.median(r[name].samples_per_second / r[FLOOR].samples_per_second for r in rounds)
+        lines.append(f"| {name} | {rate:,.0f} | {cpu:.0f} | {ratio:.2f} |")
+    return "\n".join(lines)
+
+
+def _name(loader: Loader) -> str:
+    return loader.name if loader.name == FLOOR else f"{loader.name}, {loader.workers} workers"
+
+
+def _measure(loader: Loader, batches: int) -> Rate:
+    iterator = loader.start()
+    samples = sum(_size(batch) for batch in islice(iterator, _WARM_BATCHES))
+    begin, cpu = time.perf_counter(), _cpu_seconds()
+    samples = sum(_size(batch) for batch in islice(iterator, batches))
+    seconds, cpu = time.perf_counter() - begin, _cpu_seconds() - cpu
+    return Rate(samples / seconds, 1e6 * cpu / samples)
+
+
+def _size(batch: Any) -> int:
+    """Samples of a batch, whoever made it."""
+    return len(batch[1])
+
+
+def _cpu_seconds() -> float:
+    """Processor time of this process and its children so far."""
+    me = psutil.Process()
+    return sum(sum(process.cpu_times()[:2]) for process in [me, *me.children(recursive=True)])
+
+
+def _ours(index: DatasetIndex, batch_size: int, workers: int) -> Loader:
+    def start() -> Iterator[Any]:
+        stream = SampleStream(index.counts, seed=0)
+        shares = rank_shares(stream, Place(), steps=1 << 30, batch_size=batch_size)
+        for batch in load(index, shares, seed=0, batch_size=batch_size, workers=workers):
+            yield batch.image, batch.fbank
+
+    return Loader("ours", workers, start)
+
+
+def _floor(index: DatasetIndex, batch_size: int) -> Iterator[Any]:
+    """Batches in two slots in turn: read and decoded, nothing else."""
+    places = _places_in_order(index)
+    files = [os.open(tar, os.O_RDONLY) for tar in index.tars]
+    slots = make_slots(2, batch_size)[1]
+    buffer = memoryview(bytearray(1 << 16))
+    for number, first in enumerate(range(0, len(places) - batch_size + 1, batch_size)):
+        slot = slots[number % 2]
+        for row, place in enumerate(places[first : first + batch_size]):
+            head = buffer[: place.fbank_offset + len(FBANK_HEADER) - place.frame_offset]
+            os.preadv(files[place.shard], [head, slot.fbank[row].view(np.uint8).data], place.frame_offset)
+            simplejpeg.decode_jpeg(head[: place.frame_length], "RGB", buffer=slot.image[row])
+        yield slot.image, slot.fbank
+    for file in files:
+        os.close(file)
+
+
+def _places_in_order(index: DatasetIndex) -> list[SamplePlace]:
+    numbers, _ = SampleStream(index.counts, seed=0).take(Place(), len(index))
+    return index.places(numbers)
+
+
+def _crc32_share(index: DatasetIndex) -> tuple[float, float]:
+    """Seconds for the crc32 of a sample that was just read, and for all of it (reading, crc32, decoding)."""
+    crc32 = 0.0
+    slot = make_slots(1, 64)[1][0]
+    buffer = memoryview(bytearray(1 << 16))
+    places = _places_in_order(index)
+    files = [os.open(tar, os.O_RDONLY) for tar in index.tars]
+    begin = time.perf_counter()
+    for number, place in enumerate(places):
+        row = number % 64
+        head, fbank = buffer[: place.fbank_offset + len(FBANK_HEADER) - place.frame_offset], slot.fbank[row]
+        os.preadv(files[place.shard], [head, fbank.view(np.uint8).data], place.frame_offset)
+        before = time.perf_counter()
+        isal_zlib.crc32(head[: place.frame_length])
+        isal_zlib.crc32(fbank.view(np.uint8).data.cast("B"), isal_zlib.crc32(head[-len(FBANK_HEADER) :]))
+        crc32 += time.perf_counter() - before
+        simplejpeg.decode_jpeg(head[: place.frame_length], "RGB", buffer=slot.image[row])
+    whole = time.perf_counter() - begin
+    for file in files:
+        os.close(file)
+    return crc32 / len(places), whole / len(places)
+
+
+if __name__ == "__main__":
+    main()

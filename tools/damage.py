@@ -1,0 +1,48 @@
+"""What is wrong with a dataset: a list that says where, bounded however much there is."""
+
+from dataclasses import dataclass, field
+
+MOST_LISTED = 100  # of each file, and in all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """One finding.
+
+    Attributes:
+        file: name in the dataset folder.
+        key: of the sample that it concerns, None where it concerns the file.
+        offset: byte in the file at which the damaged part begins, None where it has no place.
+    """
+
+    file: str
+    what: str
+    key: str | None = None
+    offset: int | None = None
+
+    def __str__(self) -> str:
+        """One line, without control characters: keys and details come from files."""
+        place = [self.file]
+        place += [] if self.key is None else [f"sample {self.key}"]
+        place += [] if self.offset is None else [f"byte {self.offset}"]
+        line = f"{', '.join(place)}: {self.what}"
+        return "".join(c if c.isprintable() else "?" for c in line)
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """Damage found so far: the first MOST_LISTED of it, and how much there is."""
+
+    listed: list[Damage] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, file: str, what: str, *, key: str | None = None, offset: int | None = None) -> None:
+        """Adds one finding."""
+        self.count += 1
+        if len(self.listed) < MOST_LISTED:
+            self.listed.append(Damage(file=file, what=what, key=key, offset=offset))
+
+    def extend(self, others: "Findings") -> None:
+        """Adds all findings of another list."""
+        self.count += others.count
+        self.listed = (self.listed + others.listed)[:MOST_LISTED]

@@ -1,0 +1,217 @@
+"""What a dataset folder holds, added up: failures, labels, levels, and what the files of its clips are like.
+
+Counts are over all shard tables. What stands in the samples' JSON alone (durations, frame rates, ...) is taken from
+evenly spaced samples, a few thousand at most.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from isal import isal_zlib
+
+from shards_spec.dataset import DATASET_FILE, read_dataset
+from shards_spec.errors import UserError
+from shards_spec.sample import FBANK_MELS, FBANK_SHIFT_MS, JSON_MEMBER, member_column
+from shards_spec.tables import plan_path, read_table, shard_stem
+
+Row = dict[str, Any]
+
+MOST_METADATA = 4096  # samples whose JSON is read
+_EXAMPLES = 3  # clips named for each reason
+_COLUMNS = ["key", "source", "labels", "label_ids", "status", "reason", "detail", "valid_frames", "fbank_sum"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Clips that failed for one reason; `examples` are `source: detail` of the first."""
+
+    count: int
+    examples: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A quantity of samples: its known values, and for how many it is not known."""
+
+    name: str
+    unit: str
+    values: npt.NDArray[np.float64]
+    unknown: int = 0
+
+
+@dataclass(kw_only=True)
+class DatasetFacts:
+    """A dataset, or what is there of an unfinished one.
+
+    Attributes:
+        planned: shards that there will be; `shards` of them are there.
+        samples_by_shard: of each shard that is there, by its number.
+        failures: by reason, the most frequent first.
+        labels: samples by label, as in the CSV; samples without any are `unlabelled`.
+        names: what labels are called, by label.
+        classes: number of classes in the class list, 0 without one; `empty` of them have no sample.
+        seconds: of sound in each sample; levels: mean of each sample's valid fbank.
+        metadata: JSON of evenly spaced samples.
+    """
+
+    folder: Path
+    is_finished: bool
+    planned: int
+    recipe: dict[str, Any]
+    names: dict[str, str]
+    classes: int
+    bytes: int = 0
+    samples_by_shard: dict[int, int] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
+    labels: Counter[str] = field(default_factory=Counter)
+    unlabelled: int = 0
+    empty: int = 0
+    seconds: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    levels: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    metadata: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def samples(self) -> int:
+        """Clips that gave a sample."""
+        return sum(self.samples_by_shard.values())
+
+    @property
+    def failed(self) -> int:
+        """Clips that gave none."""
+        return sum(failure.count for failure in self.failures.values())
+
+    def measures(self) -> list[Measure]:
+        """Numbers whose distribution tells what the dataset is like; those without any known value are left out."""
+        found = [
+            Measure(name="Sound", unit="s", values=self.seconds),
+            Measure(name="Mean log-mel level", unit="", values=self.levels),
+        ]
+        for name, unit, key in (("Length of the file", "s", "duration"), ("Frame rate", "fps", "fps")):
+            values = np.array([float(m[key]) for m in self.metadata if m.get(key)])
+            found.append(Measure(name=name, unit=unit, values=values, unknown=len(self.metadata) - len(values)))
+        return [measure for measure in found if len(measure.values)]
+
+    def categories(self) -> dict[str, Counter[str]]:
+        """Samples by what their files are like."""
+        found: dict[str, Counter[str]] = {
+            name: Counter() for name in ("Frame size", "Decoder", "Sample rate", "Channels")
+        }
+        for m in self.metadata:
+            found["Frame size"][f"{m.get('width')}×{m.get('height')}"] += 1
+            found["Decoder"][str(m.get("decoder"))] += 1
+            found["Sample rate"][f"{m.get('sample_rate')} Hz"] += 1
+            found["Channels"][str(m.get("channels"))] += 1
+        return found
+
+    def name(self, label: str) -> str:
+        """What a label is called."""
+        return self.names.get(label, label)
+
+
+def gather(folder: Path) -> DatasetFacts:
+    """Reads the tables of a dataset folder, finished or not, and some samples' metadata.
+
+    Raises:
+        UserError: there is no dataset, a table or a sample is damaged, or no sample is there yet.
+    """
+    found = _begin(folder)
+    facts_of: dict[str, list[npt.NDArray[np.float64]]] = {"seconds": [], "levels": []}
+    present: set[int] = set()  # indices of classes
+    counts: Counter[str] = Counter()
+    examples: dict[str, list[str]] = {}
+    for number in _shards(folder):
+        table, facts = read_table(folder / f"{shard_stem(number)}.parquet", _COLUMNS)
+        ok = table.filter(pc.equal(table["status"], "ok"))
+        found.samples_by_shard[number] = len(ok)
+        found.bytes += facts.get("bytes", 0)
+        _count_labels(found, ok["labels"])
+        present.update(pc.unique(pc.list_flatten(ok["label_ids"])).to_pylist())
+        valid = ok["valid_frames"].to_numpy().astype(np.float64)
+        facts_of["seconds"].append(valid * FBANK_SHIFT_MS / 1000)
+        facts_of["levels"].append(ok["fbank_sum"].to_numpy() / (valid * FBANK_MELS))
+        for row in table.filter(pc.equal(table["status"], "failed")).to_pylist():
+            counts[row["reason"]] += 1
+            named = examples.setdefault(row["reason"], [])
+            if len(named) < _EXAMPLES:
+                named.append(f"{row['source'] or row['key']}: {row['detail'] or row['reason']}")
+    if not found.samples:
+        raise UserError(f"{folder} holds no sample yet: let make-shards finish a shard")
+    found.seconds, found.levels = (np.concatenate(facts_of[name]) for name in ("seconds", "levels"))
+    found.failures = {reason: Failure(count, examples[reason]) for reason, count in counts.most_common()}
+    found.empty = max(0, found.classes - len(present))
+    found.metadata = [metadata for _, metadata in samples(found, MOST_METADATA)]
+    return found
+
+
+def _begin(folder: Path) -> DatasetFacts:
+    """Folder, recipe and classes, from dataset.json or, where it is not written yet, from the plan."""
+    if not folder.is_dir():
+        raise UserError(f"dataset {folder} does not exist: give the folder that make-shards wrote")
+    is_finished = (folder / DATASET_FILE).is_file()
+    if not is_finished and plan_path(folder).is_file():
+        table, facts = read_table(plan_path(folder), ["shard"])
+        planned, recipe, classes = pc.max(table["shard"]).as_py() + 1, facts["recipe"], facts["classes"]
+    else:
+        dataset = read_dataset(folder)
+        planned, recipe, classes = len(dataset.shards), dataset.recipe, dataset.classes
+    names = {str(c["mid"] or c["name"]): str(c["name"]) for c in classes}
+    return DatasetFacts(
+        folder=folder, is_finished=is_finished, planned=planned, recipe=recipe, names=names, classes=len(classes)
+    )
+
+
+def _shards(folder: Path) -> list[int]:
+    """Numbers of the shards that are there."""
+    return sorted(int(path.stem.removeprefix("shard-")) for path in folder.glob("shard-*.parquet"))
+
+
+def _count_labels(found: DatasetFacts, labels: pa.ChunkedArray) -> None:
+    for item in pc.value_counts(pc.list_flatten(labels)).to_pylist():
+        found.labels[item["values"]] += item["counts"]
+    lengths = pc.fill_null(pc.list_value_length(labels), 0)
+    found.unlabelled += len(labels) - int(pc.sum(pc.greater(lengths, 0)).as_py() or 0)
+
+
+def samples(found: DatasetFacts, count: int) -> Iterator[tuple[Row, dict[str, Any]]]:
+    """Rows of the shard tables and metadata of `count` samples, evenly spaced over the dataset, or of all.
+
+    Raises:
+        UserError: a sample is damaged; names shard, key and offset.
+    """
+    wanted = np.unique(np.linspace(0, found.samples - 1, min(count, found.samples)).round().astype(int))
+    first = 0
+    for number, size in found.samples_by_shard.items():
+        here = wanted[(wanted >= first) & (wanted < first + size)] - first
+        first += size
+        if len(here):
+            table, _ = read_table(found.folder / f"{shard_stem(number)}.parquet")
+            ok = table.filter(pc.equal(table["status"], "ok")).take(pa.array(here))
+            for row in ok.to_pylist():
+                yield row, json.loads(payload(found.folder, row, JSON_MEMBER))
+
+
+def payload(folder: Path, row: Row, member: str) -> bytes:
+    """A member of a sample.
+
+    Raises:
+        UserError: its bytes are not those that were written.
+    """
+    tar = folder / f"{shard_stem(row['shard'])}.tar"
+    offset, length, crc32 = (row[member_column(member, column)] for column in ("offset", "length", "crc32"))
+    try:
+        with tar.open("rb") as file:
+            file.seek(offset)
+            content = file.read(length)
+    except OSError as error:
+        raise UserError(f"{tar} cannot be read ({error.strerror}): see tools.verify_shards") from error
+    if isal_zlib.crc32(content) != crc32:
+        raise UserError(f"{tar}: {member} of sample {row['key']} at byte {offset} is damaged: see tools.verify_shards")
+    return content
