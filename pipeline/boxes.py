@@ -89,15 +89,15 @@ class Boxes:
     def warnings(self) -> list[str]:
         """A line for each kind of damage."""
         lines = []
+        far = set(self.damaged.get(_FAR_OUTSIDE, ()))
         for kind in (_NO_NUMBERS, _FAR_OUTSIDE, _NO_AREA):
-            if names := self.damaged.get(kind):
-                more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-                also = sum(name in set(self.damaged.get(_FAR_OUTSIDE, ())) for name in names) * (kind == _NO_AREA)
+            names = self.damaged.get(kind, [])
+            if names:
+                also = sum(name in far for name in names) if kind == _NO_AREA else 0
                 too = f" ({also:,} of them with coordinates far outside)" if also else ""
-                lines.append(
-                    f"{len(names):,} of {self.read:,} boxes {kind}{too} and are left out: "
-                    f"{', '.join(names[:_NAMED])}{more}"
-                )
+                more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+                count = f"{len(names):,} of {self.read:,} boxes"
+                lines.append(f"{count} {kind}{too} and are left out: {', '.join(names[:_NAMED])}{more}")
         return lines
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import signal
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from shards_spec.errors import UserError
 _TRIES = 5  # times that a shard may be lost with its worker or node
 _IN_FLIGHT = 2  # tasks for each CPU: one at work, one about to start
 _POLL = 1.0  # seconds
+_REACH_SECONDS = 10.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -98,6 +100,7 @@ def _connected(address: str | None) -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
+    _check_reachable(address)
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
@@ -112,6 +115,17 @@ def _connected(address: str | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Ray itself tries for many minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return  # "auto" and the like
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
+    except OSError as error:
+        raise UserError(f"no Ray cluster answers at --ray-address {address}: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager

@@ -113,6 +113,7 @@ def _build(config: MakeShardsConfig, plan: Plan, queue: ShardQueue) -> None:
             run_ray(queue.job, queue.numbers, progress, address=config.ray_address, in_flight=config.workers)
         else:
             run_local(queue.job, queue.numbers, progress, workers=config.workers or _cores())
+    queue.remove_left_over(common=False)  # of workers that were lost
     _say(f"{progress.done:,} clips in {duration(progress.seconds)}, {progress.rate:.1f} a second")
 
 

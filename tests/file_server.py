@@ -13,7 +13,7 @@ class FileServer:
     Attributes:
         asked: how often each file was asked for.
         faults: what is wrong with the next answers for a file, in turn: `cut` (half of it, then the end), `garbage`
-            (a byte is another one), `short` (half of it as if that were all), an HTTP status such as 503 or 403.
+            (some bytes are others), `short` (half of it as if that were all), an HTTP status such as 503 or 403.
         hangs: whether answers stop after the first half of a file until this is False again.
         rate: bytes a second of each answer, None for all at once.
     """
@@ -55,7 +55,10 @@ class FileServer:
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def stop(self) -> None:
-        """Like a killed server: answers on their way are cut, new connections are refused."""
+        """Like a killed server: answers on their way are cut, new connections are refused.
+
+        Not while a loader has workers: forked from this process, they have the listening socket too.
+        """
         self._up = False
         self._server.shutdown()
         self._server.server_close()
@@ -76,7 +79,7 @@ class FileServer:
         half = len(content) // 2
         length = len(content)
         if fault == "garbage":
-            content = content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :]
+            content = content[:half] + bytes(b ^ 255 for b in content[half : half + 64]) + content[half + 64 :]
         elif fault == "short":
             content, length = content[:half], half
         elif fault == "cut":

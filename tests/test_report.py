@@ -5,7 +5,6 @@ import io
 import json
 import shutil
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from shards_spec.dataset import read_dataset, write_dataset
 from shards_spec.sample import FBANK_SHAPE, member_names
 from shards_spec.tables import read_table, shard_schema, write_table
 from tests.datasets import make_dataset
+from tests.pages import Page
 from tests.runs import train
 from tools.curves import curve, step_scale
 from tools.pictures import audio_triple, outline, valid_rows
@@ -25,50 +25,9 @@ from training.evaluate import main as evaluate
 from training.model import CrossMAE, config_to_dict, crossmae_tiny, with_variant
 from training.run_folder import read_step_log
 
-VOID = {"meta", "img", "input"}
 HOSTILE_KEY = "<script>alert('key')</script>\u202e"
 HOSTILE_LABEL = "\"><img src=x onerror=alert(1)> & 'speech'"
 METRICS = ["loss", "contrast", "cdt_visual", "cdt_audio", "emb_visual", "emb_audio", "grad_norm", "lr"]
-
-
-class Page(HTMLParser):
-    """A parsed page; tags that do not nest fail at once."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.open, self.tags, self.text = [], [], ""
-        self.feed(text)
-        self.close()
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
-
-    def handle_data(self, data):
-        self.text += data
-
-    def all(self, tag, kind=""):
-        """Attributes of every `tag` whose class begins with `kind`."""
-        return [a for t, a in self.tags if t == tag and a.get("class", "").startswith(kind)]
-
-    def images(self):
-        """Caption, width, height and RGBA pixels of every picture."""
-        found = []
-        for attributes in self.all("img"):
-            start, payload = attributes["src"].split(",", 1)
-            assert start == "data:image/png;base64"
-            image = Image.open(io.BytesIO(base64.b64decode(payload)))
-            assert image.size == (int(attributes["width"]), int(attributes["height"]))
-            found.append((attributes["alt"], np.asarray(image.convert("RGBA"))))
-        return found
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.make_shards import main as make_shards
 from shards_spec.dataset import read_dataset, write_dataset
-from shards_spec.sample import encode_fbank, encode_json, member_column, member_names
+from shards_spec.sample import JSON_FIELDS, encode_fbank, encode_json, member_column, member_names
 from shards_spec.tables import PLAN_SCHEMA, plan_path, read_table, shard_schema, write_table
 from tests.fake_samples import ytid
 from tests.whole_samples import whole_dataset
@@ -66,7 +66,7 @@ def checked(dataset: Path, capsys: pytest.CaptureFixture[str], status: int = 1, 
 def damage(dataset: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """The only finding."""
     line, verdict, *_ = checked(dataset, capsys)
-    assert "DAMAGED: 1 findings" in verdict, verdict
+    assert "DAMAGED: 1 finding," in verdict, verdict
     return line
 
 
@@ -143,17 +143,17 @@ def test_a_flipped_byte_between_payloads(dataset: Path, capsys: pytest.CaptureFi
 
 
 def test_flipped_bytes_in_a_table(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Anywhere: it is found, or what the table says has not changed."""
+    """Anywhere: it is found, or what the table says has not changed but for the versions that it names."""
     for name in (f"{SHARD}.parquet", "plan.parquet"):
         path = dataset / name
         whole, content = read_table(path), path.read_bytes()
-        for offset in range(0, len(content), 97):
+        for offset in range(0, len(content), 191):
             flip(path, offset)
             if main([str(dataset), "--workers=1"]) == 1:
                 assert name in capsys.readouterr().out
             else:
                 table, facts = read_table(path)
-                assert table.equals(whole[0]) and facts == whole[1]
+                assert table.equals(whole[0]) and facts | {"versions": 0} == whole[1] | {"versions": 0}
             path.write_bytes(content)
 
 
@@ -225,10 +225,12 @@ def test_rows_that_vanished(dataset: Path, capsys: pytest.CaptureFixture[str]) -
 def test_what_dataset_json_says(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = read_dataset(dataset)
     changes: dict[str, Any] = {"samples": 8, "failed": 9, "failures": {"missing": 3}, "mean": 0.0, "std": 9.0}
-    changes |= {"fingerprint": "0", "recipe": {}, "classes": []}
+    changes |= {"fingerprint": "0", "classes": []}
     for name, value in changes.items():
         write_dataset(dataset, replace(said, **{name: value}))
-        assert damage(dataset, capsys).startswith(f"dataset.json: says {name} {value}, found "), name
+        assert damage(dataset, capsys).startswith(f"dataset.json: says {name} {value}, "), name
+    write_dataset(dataset, replace(said, recipe=said.recipe | {"decoder": "decord"}))
+    assert damage(dataset, capsys) == "dataset.json: says recipe decoder decord, plan.parquet auto"
     write_dataset(dataset, replace(said, shards=[replace(s, sha256="0") for s in said.shards]))
     lines = checked(dataset, capsys)
     assert sum("differs from dataset.json: sha256" in line for line in lines) == 3
@@ -242,6 +244,14 @@ def test_files_that_do_not_belong(dataset: Path, capsys: pytest.CaptureFixture[s
         (dataset / name).write_text("x")
     *lines, _, _ = checked(dataset, capsys)
     assert sorted(line.split(":")[0] for line in lines) == sorted(names)
+
+
+def test_a_clip_planned_twice(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def twice(rows: list[dict[str, Any]]) -> None:
+        rows[1]["key"] = rows[0]["key"]
+
+    rewrite(plan_path(dataset), twice)
+    assert f"plan.parquet, sample {ytid(0)}_30000: plans this clip 2 times" in checked(dataset, capsys)
 
 
 def test_no_plan(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -316,8 +326,7 @@ def test_fbanks() -> None:
 
 def test_metadata() -> None:
     row = {"key": "a", "source": "a.mp4", "start": 0.0, "end": 9.0, "valid_frames": 9, "labels": None, "label_ids": [1]}
-    rest = {name: None for name in "ytid file_start duration fps width height sample_rate channels".split()}
-    said = row | rest | {"labels": [], "frame_time": 1.0, "decoder": "pyav"}
+    said = dict.fromkeys(JSON_FIELDS) | row | {"labels": [], "frame_time": 1.0, "decoder": "pyav"}
     assert problems_of("json", memoryview(encode_json(said)), row) == []
     assert problem("json", encode_json(said | {"key": "b"}), **row) == "says key 'b', the table 'a'"
     assert problem("json", encode_json({k: v for k, v in said.items() if k != "fps"}), **row) == "lacks fps"

@@ -95,9 +95,9 @@ def _run(config: BenchConfig, folder: Path) -> None:
         loaders += peers(folder / "samples", folder / "peers", config.batch_size, config.workers[-1])
     batches = config.samples // config.batch_size - _WARM_BATCHES
     rounds = [{_name(loader): _measure(loader, batches) for loader in loaders} for _ in range(config.repeats)]
-    print(table(rounds))
+    print(f"{table(rounds)}\n\n{summary(rounds)}")
     crc32, whole = _crc32_share(index)
-    print(f"\ncrc32 takes {1e6 * crc32:.1f} µs of a sample, {crc32 / whole:.1%} of what the floor takes with it")
+    print(f"- crc32: {1e6 * crc32:.1f} µs a sample, {crc32 / whole:.1%} of what the floor takes with it")
 
 
 def table(rounds: list[dict[str, Rate]]) -> str:
@@ -108,6 +108,22 @@ def table(rounds: list[dict[str, Rate]]) -> str:
         cpu = statistics.median(r[name].cpu_us for r in rounds)
         ratio = statistics.median(r[name].samples_per_second / r[FLOOR].samples_per_second for r in rounds)
         lines.append(f"| {name} | {rate:,.0f} | {cpu:.0f} | {ratio:.2f} |")
+    return "\n".join(lines)
+
+
+def summary(rounds: list[dict[str, Rate]]) -> str:
+    """Ours beside the floor, fewer workers and the others: medians of the ratios within a round."""
+
+    def ratio(over: str, under: str) -> float:
+        return statistics.median(r[over].samples_per_second / r[under].samples_per_second for r in rounds)
+
+    ours = [name for name in rounds[0] if name.startswith("ours")]
+    others = [name for name in rounds[0] if name not in (*ours, FLOOR)]
+    alone, most = ours[0], ours[-1]
+    cpu = statistics.median(r[FLOOR].cpu_us / r[most].cpu_us for r in rounds)
+    lines = [f"- {alone}: {ratio(alone, FLOOR):.2f} of the floor's rate; {most}: {cpu:.2f} in processor time"]
+    lines += [f"- {most}: {ratio(most, fewer):.2f} times {fewer}" for fewer in ours[1:-1]]
+    lines += [f"- {most}: {ratio(most, other):.2f} times {other}" for other in others]
     return "\n".join(lines)
 
 

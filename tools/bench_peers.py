@@ -33,6 +33,7 @@ Pair = tuple[Tensor, Tensor]  # frame uint8 [S, S, 3], fbank float16 [T, M]; or 
 _CHUNK_BYTES = 1 << 26  # of the formats that choose their own file size: their authors' default
 
 warnings.filterwarnings("ignore", "The given buffer is not writable")
+warnings.filterwarnings("ignore", "'pin_memory' argument is set as true")  # Energon asks for it everywhere
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,7 @@ def _energon(dataset: Path, folder: Path, batch_size: int, workers: int) -> Call
         frame: Tensor
         fbank: Tensor
 
+    @energon.stateless
     def cook(crude: dict[str, Any]) -> Clip:
         frame, fbank = decode(crude[FRAME_MEMBER], crude[FBANK_MEMBER])
         return Clip(**energon.basic_sample_keys(crude), frame=frame, fbank=fbank)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from shards_spec import storage
 from shards_spec.atomic import TEMPORARY_SUFFIX
@@ -134,6 +135,9 @@ def _read_plan(path: Place, found: Findings) -> tuple[pa.Table, dict[str, Any]] 
     if table["shard"].null_count or shards[0] != 0 or not np.isin(np.diff(shards), (0, 1)).all():
         found.add(name, "does not number its shards 0, 1, 2, ... in order")
         return None
+    counts = pc.value_counts(table.filter(pc.is_null(table["reason"]))["key"])
+    for twice in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist():
+        found.add(name, f"plans this clip {twice['counts']} times", key=twice["values"])
     return table, facts
 
 
@@ -170,15 +174,17 @@ def check_dataset(folder: Folder, checked: list[Checked]) -> Findings:
     if dataset is None:
         return found
 
-    def expect(what: str, stated: object, there: object) -> None:
+    def expect(what: str, stated: object, there: object, source: str = "the shards") -> None:
         if stated != there:
-            found.add(DATASET_FILE, f"says {what} {str(stated)[:300]}, found {str(there)[:300]}")
+            found.add(DATASET_FILE, f"says {what} {str(stated)[:200]}, {source} {str(there)[:200]}")
 
     expect("shards", [s.name for s in dataset.shards], [f"{shard_stem(i)}.tar" for i in range(folder.shards)])
-    expect("fingerprint", dataset.fingerprint, fingerprint(dataset.shards))
+    expect("fingerprint", dataset.fingerprint, fingerprint(dataset.shards), "its own list of shards gives")
     if folder.plan is not None:
-        expect("recipe", dataset.recipe, folder.facts["recipe"])
-        expect("classes", dataset.classes, folder.facts["classes"])
+        name, recipe = plan_path(folder.path).name, folder.facts["recipe"]
+        for key in sorted(dataset.recipe.keys() | recipe.keys()):
+            expect(f"recipe {key}", dataset.recipe.get(key), recipe.get(key), name)
+        expect("classes", dataset.classes, folder.facts["classes"], name)
     if len(checked) != folder.shards or not all(shard.has_sums for shard in checked):
         return found  # sums would only repeat that tables are missing
     failures = sum((shard.failures for shard in checked), Counter[str]())

@@ -116,7 +116,7 @@ def _print(folder: Folder, checked: list[Checked], found: Findings, seconds: flo
         print(f"{folder.path}: not there yet: {len(to_come):,} of {folder.shards:,} shards: {_some(to_come)}")
     if found.count:
         files = sorted({damage.file for damage in found.listed})
-        print(f"{folder.path}: DAMAGED: {found.count:,} findings, in {_some(files)}")
+        print(f"{folder.path}: DAMAGED: {found.count:,} finding{'s' * (found.count > 1)}, in {_some(files)}")
         if any(file.startswith("shard-") for file in files):
             print("to mend a shard, remove its .tar and .parquet and run the same make-shards command again")
         return

@@ -224,7 +224,7 @@ def _locate(tar: Tar, file: BinaryIO, size: int, found: Findings) -> None:
         if (at := _first_difference(there, expected.getvalue())) is not None:
             what = "a byte of a tar header or of the padding is not as it was written"
             found.add(tar.path.name, what, key=row["key"], offset=row["offset"] + at)
-    rest = os.pread(file.fileno(), _CHUNK, end)
+    rest = os.pread(file.fileno(), max(0, min(tar.bytes, size) - end), end)
     if (at := _first_difference(rest, bytes(len(rest)))) is not None:
         found.add(tar.path.name, "the end mark holds a byte that is not zero", offset=end + at)
 

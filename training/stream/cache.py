@@ -199,16 +199,16 @@ class ShardCache:
             self._held[shard] += 1
             return True
         remote = self.shards[shard]
+        if not remote.is_whole():
+            self._miss(shard)
+            return False
         if remote.tar.parent not in self._locks:
-            with local_errors(remote.tar.parent):
-                remote.tar.parent.mkdir(exist_ok=True)
             self._locks[remote.tar.parent] = ShardLocks(remote.tar.parent)
         locks = self._locks[remote.tar.parent]
         if not locks.shared(remote.number):
             return False
-        if not remote.is_whole():
+        if not remote.is_whole():  # it was evicted just now
             locks.release(remote.number)
-            self._miss(shard)
             return False
         _touch(remote.tar)
         self._held[shard] = 1

@@ -177,8 +177,8 @@ def _reason(error: Exception) -> str:
     """What was wrong, in one line."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
-    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(str(told or type(error).__name__).split())
+    told = error.strerror if isinstance(error, OSError) else None
+    return " ".join((told or " ".join(map(str, error.args)) or type(error).__name__).split())
 
 
 def _is_final(error: Exception) -> bool:
