@@ -46,7 +46,7 @@ def run_ray(
         in_flight: tasks at the same time; None follows the size of the cluster.
 
     Raises: as `shard_job.do`, and
-        UserError: Ray is not installed, or not reached; a node has other libraries.
+        UserError: Ray is not reached; a node has other libraries.
         ShardLostError: a shard was lost too often.
     """
     waiting, running, versions = deque(numbers), dict[Any, int](), library_versions()

@@ -1,6 +1,7 @@
 """Runs of make-shards without any decoding: what a file holds says what happens to its clip."""
 
 import ctypes
+import hashlib
 import os
 import time
 import zlib
@@ -76,3 +77,19 @@ def write_csv(path: Path, numbers: list[int]) -> Path:
 
 def ten_files(raw: Path) -> Path:
     return write_files(raw, {f"{ytid(i)}_30.mp4": f"clip {i}" for i in range(10)})
+
+
+def thirty_files(raw: Path) -> Path:
+    """In three folders; two of them give no sample."""
+    files = {f"{'a b' if i % 3 else '_'}/{ytid(i)}_30.mp4": f"clip {i}" for i in range(28)}
+    return write_files(raw, files | {f"{ytid(98)}_30.mp4": "no_audio", f"{ytid(99)}_30.mkv": "abort"})
+
+
+def hashes(out: Path) -> list[str]:
+    """sha256 of the tars that are there, in order."""
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.glob("*.tar"))]
+
+
+def fake_sample_with_options(path: Path, row: dict[str, Any], *, options: object) -> Encoded:
+    """Takes the place of make_sample."""
+    return fake_sample(path, row)

@@ -6,8 +6,8 @@ A sample and the one next to it in the order come from the same shard with a cha
 global, and of about 1/window in blocks. Three figures say what that does to batches, for every window: the distinct
 shards in a batch; the share of pairs of samples in a batch that are from the same shard; and the total variation
 distance between the shards of a batch and all shards, beyond the distance that a batch of random samples has anyway
-(0: as well mixed as can be; 1: nothing in common with the whole). The order of shards on disk is random itself
-(plan.parquet is hashed), so batches of few shards are less varied only in as far as shards differ.
+(0: as well mixed as can be; 1: nothing in common with the whole). How much that matters depends on how shards differ.
+Shards keep the order of the CSV; AudioSet's is by video id, so neighbours there have nothing in common.
 """
 
 from dataclasses import dataclass

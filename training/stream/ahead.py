@@ -152,7 +152,7 @@ def check_room(cache: ShardCache, together: list[int]) -> None:
     if needed > cache.folder.size:
         raise UserError(
             f"--cache-size {cache.folder.size / 1e9:.4g}GB is too small: one step needs {len(together)} shards at the"
-            f" same time, {_gigabytes(needed)}; give three times that, or a smaller --window or --batch-size"
+            f" same time, {_gigabytes(needed)}; give three times that, or a smaller --batch-size (or --window)"
         )
 
 
