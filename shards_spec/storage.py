@@ -135,7 +135,12 @@ def sizes(folder: Place) -> dict[str, int]:
         if not folder.is_dir():
             return {}
         with os.scandir(folder) as entries:
-            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+            found = {}
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # another process's temporary file may be gone again
+                if entry.is_file():
+                    found[entry.name] = entry.stat().st_size
+        return found
     try:
         with _client(folder) as (system, path):
             found = system.ls(path, detail=True)

@@ -7,13 +7,11 @@ all that use it hold it. Of several processes that want a shard one fetches it, 
 """
 
 import contextlib
-import os
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -24,10 +22,12 @@ from training.stream.cache_folder import (
     CacheFolder,
     Entry,
     FetchError,
+    RemoteShard,
     ShardLocks,
     alone_with,
     local_errors,
     shard_number,
+    touch,
 )
 from training.stream.fetch import LARGEST_TABLE, Stopped, Transfers, check_table
 
@@ -38,29 +38,6 @@ _NO_ROOM_SECONDS = 5.0  # until what is merely expected looks for room again
 _TELL_SECONDS = 30.0  # between lines about waiting
 _JOIN_SECONDS = 5.0
 _NO_ROOM, _NO_ANSWER = "no room", "no answer"
-_TABLE_ALLOWANCE = (1 << 16, 400)  # bytes of a shard's table at most: for each shard, and for each of its clips
-
-
-@dataclass(frozen=True, kw_only=True)
-class RemoteShard:
-    """A shard, where it comes from and where it goes."""
-
-    source: Remote  # the tar; its table lies beside it
-    tar: Path  # in the cache
-    number: int  # in its name
-    info: ShardInfo
-
-    @property
-    def bytes(self) -> int:
-        """What it takes in the cache at most, with its table."""
-        return self.info.bytes + _TABLE_ALLOWANCE[0] + _TABLE_ALLOWANCE[1] * (self.info.samples + self.info.failed)
-
-    def is_whole(self) -> bool:
-        """Whether it is in the cache."""
-        try:
-            return self.tar.stat().st_size == self.info.bytes and self.tar.with_suffix(".parquet").is_file()
-        except FileNotFoundError:
-            return False
 
 
 class _NoRoomError(Exception):
@@ -181,7 +158,7 @@ class ShardCache:
                 continue
             del self._held[shard]
             remote = self.shards[shard]
-            _touch(remote.tar)
+            touch(remote.tar)
             self._locks[remote.tar.parent].release(remote.number)
 
     @contextlib.contextmanager
@@ -210,7 +187,7 @@ class ShardCache:
         if not remote.is_whole():  # it was evicted just now
             locks.release(remote.number)
             return False
-        _touch(remote.tar)
+        touch(remote.tar)
         self._held[shard] = 1
         return True
 
@@ -311,7 +288,7 @@ class ShardCache:
             return
         self._touched = time.monotonic()
         for shard in self._expected:
-            if shard in self._present and not _touch(self.shards[shard].tar):
+            if shard in self._present and not touch(self.shards[shard].tar):
                 self._miss(shard)
 
     def _fetch(self, shard: int) -> None:
@@ -397,14 +374,3 @@ def make_cache(
             if isinstance(source, Remote)
         },
     )
-
-
-def _touch(tar: Path) -> bool:
-    """Notes that a shard is in use. False where it is gone."""
-    try:
-        os.utime(tar)
-    except FileNotFoundError:
-        return False
-    except PermissionError:  # somebody else's file: only its place in the queue of eviction suffers
-        pass
-    return True

@@ -22,11 +22,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from shards_spec.dataset import ShardInfo
 from shards_spec.errors import UserError
-from shards_spec.storage import Place
+from shards_spec.storage import Place, Remote
 
 DEFAULT_SIZE = "200GB"
 PART_SUFFIX = ".part"
+_TABLE_ALLOWANCE = (1 << 16, 400)  # bytes of a shard's table at most: for each shard, and for each of its clips
 _ROOM_SECONDS = 60.0  # room is counted in milliseconds: whoever holds its lock for longer is stopped or dead
 _DATASET = re.compile(r"[0-9a-f]{32}")
 _FILE = re.compile(r"(shard-(\d{6,9}))\.(tar|parquet)(\.part)?")
@@ -66,6 +68,28 @@ def shard_number(name: str) -> int:
     if match is None or match[3] != "tar" or match[4]:
         raise ValueError(f"{name!r} is no shard-000000.tar or the like")
     return int(match[2])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteShard:
+    """A shard, where it comes from and where it goes."""
+
+    source: Remote  # the tar; its table lies beside it
+    tar: Path  # in the cache
+    number: int  # in its name
+    info: ShardInfo
+
+    @property
+    def bytes(self) -> int:
+        """What it takes in the cache at most, with its table."""
+        return self.info.bytes + _TABLE_ALLOWANCE[0] + _TABLE_ALLOWANCE[1] * (self.info.samples + self.info.failed)
+
+    def is_whole(self) -> bool:
+        """Whether it is in the cache."""
+        try:
+            return self.tar.stat().st_size == self.info.bytes and self.tar.with_suffix(".parquet").is_file()
+        except FileNotFoundError:
+            return False
 
 
 @dataclass(frozen=True)
@@ -216,6 +240,17 @@ class CacheFolder:
             yield
         finally:
             os.close(descriptor)
+
+
+def touch(tar: Path) -> bool:
+    """Notes that a shard is in use. False where it is gone."""
+    try:
+        os.utime(tar)
+    except FileNotFoundError:
+        return False
+    except PermissionError:  # somebody else's file: only its place in the queue of eviction suffers
+        pass
+    return True
 
 
 def local_folder(folder: Place, fingerprint: str, cache: CacheFolder | None) -> Path:
