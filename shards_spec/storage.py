@@ -134,13 +134,13 @@ def sizes(folder: Place) -> dict[str, int]:
     if isinstance(folder, Path):
         if not folder.is_dir():
             return {}
+        local = {}
         with os.scandir(folder) as entries:
-            found = {}
-        for entry in entries:
-            with contextlib.suppress(FileNotFoundError):  # another process's temporary file may be gone again
-                if entry.is_file():
-                    found[entry.name] = entry.stat().st_size
-        return found
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # another process's temporary file may be gone again
+                    if entry.is_file():
+                        local[entry.name] = entry.stat().st_size
+        return local
     try:
         with _client(folder) as (system, path):
             found = system.ls(path, detail=True)
