@@ -1,16 +1,18 @@
 """Evaluation: `python evaluate.py retrieval --data DIR --checkpoint RUN`."""
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shards_spec.atomic import atomic_path
 from shards_spec.command_line import one_line_errors, parse
-from shards_spec.errors import UserError
+from shards_spec.errors import DamagedSampleError, UserError
 from training.retrieval import RANKS, evaluate_retrieval
 from training.stream.cache_folder import DEFAULT_SIZE, parse_size
 from training.stream.index import open_index
+from training.stream.ring import WorkerError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +62,14 @@ def _table(result: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command evaluate.py. Exit status: 0 done, 2 a user's mistake."""
+    """The command evaluate.py. Exit status: 0 done, 1 a damaged dataset, 2 a user's mistake."""
     with one_line_errors("evaluate.py"):
         command: RetrievalConfig = parse({"retrieval": RetrievalConfig}, arguments, prog="evaluate.py")
-        result = command.run()
+        try:
+            result = command.run()
+        except (DamagedSampleError, WorkerError) as error:
+            print(f"evaluate.py: stopped: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
         if command.out is not None:
             with atomic_path(command.out) as temporary:
                 temporary.write_text(json.dumps(result, indent=2) + "\n")
