@@ -67,8 +67,11 @@ def test_a_worker_that_hangs_is_named(index):
 
 def test_a_slow_consumer_is_no_hang(index):
     with Ring(index.tars, batch_size=3, workers=1, hang_seconds=0.3) as ring:
-        for _ in ring.batches(jobs(index, 8)):
+        seen = []
+        for job, _ in ring.batches(jobs(index, 8)):
             time.sleep(0.5)
+            seen.append(job)
+    assert seen == list(range(8))
 
 
 def test_no_worker_is_left_behind(index):
