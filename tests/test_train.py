@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tests.datasets import make_dataset
 from tests.runs import SMALL, environment, train, train_command
 from training.checkpoint import checkpoints
+from training.evaluate import main as evaluate
 from training.run_folder import read_step_log
 from training.train import main
 
@@ -196,3 +197,26 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(dataset, 
     expected = dict(keys(run))[step]
     assert result.stderr.strip().endswith(" ".join(expected))
     assert all(torch.isfinite(t).all() for t in weights(run).values()) if checkpoints(run) else True
+
+
+def test_evaluate_retrieval_names_pool_and_chance(dataset, uninterrupted, tmp_path, capsys):
+    out = tmp_path / "retrieval.json"
+    evaluate(["retrieval", f"--data={dataset}", f"--checkpoint={uninterrupted}", f"--out={out}", "--workers=1"])
+    result = json.loads(out.read_text())
+    assert (result["pool"], result["step"]) == (13, 8) and "among 13 samples" in capsys.readouterr().out
+    assert result["chance"]["1"] == pytest.approx(100 / 13)
+    for direction in ("audio_to_image", "image_to_audio"):
+        recall = result[direction]["recall"]
+        assert 0 <= recall["1"] <= recall["5"] <= recall["10"] <= 100
+
+
+def test_evaluate_ends_in_one_line_on_damage(uninterrupted, tmp_path, capsys):
+    dataset = make_dataset(tmp_path / "damaged", (7, 6))
+    data = bytearray((dataset / "shard-000001.tar").read_bytes())
+    data[len(data) // 2] ^= 1
+    (dataset / "shard-000001.tar").write_bytes(data)
+    with pytest.raises(SystemExit) as ended:
+        evaluate(["retrieval", f"--data={dataset}", f"--checkpoint={uninterrupted}", "--workers=0"])
+    said = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1
+    assert said[-1].startswith("evaluate.py: stopped: ") and "shard-000001.tar: sample clip01" in said[-1]
