@@ -17,7 +17,7 @@ from tests.fake_samples import ytid
 from tests.pages import Page
 from tests.whole_samples import HOSTILE, whole_dataset
 from tools.inspect_shards import main
-from tools.pictures import spectrogram_picture
+from tools.pages.pictures import spectrogram_picture
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ from shards_spec.tables import read_table, shard_schema, write_table
 from tests.datasets import make_dataset
 from tests.pages import Page
 from tests.runs import train
-from tools.curves import curve, step_scale
-from tools.pictures import audio_triple, outline, valid_rows
+from tools.pages.curves import curve, step_scale
+from tools.pages.pictures import audio_triple, outline, valid_rows
+from tools.pages.report import Report, page
 from tools.report import main
-from tools.report_page import Report, page
 from training.checkpoint import TrainState, save_checkpoint, write_json
 from training.evaluate import main as evaluate
 from training.model import CrossMAE, config_to_dict, crossmae_tiny, with_variant

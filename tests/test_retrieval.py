@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.retrieval import partner_ranks, retrieval
+from training.evaluation.retrieval import partner_ranks, retrieval
 
 
 def naive_ranks(queries, candidates):
@@ -18,7 +18,7 @@ def naive_ranks(queries, candidates):
 
 
 def test_ranks_equal_a_sort(monkeypatch):
-    monkeypatch.setattr("training.retrieval._CHUNK", 7)  # several chunks, the last one short
+    monkeypatch.setattr("training.evaluation.retrieval._CHUNK", 7)  # several chunks, the last one short
     generator = np.random.default_rng(0)
     queries = generator.integers(-2, 3, (40, 3)).astype(np.float64)  # small integers: many exact ties
     candidates = generator.integers(-2, 3, (40, 3)).astype(np.float64)

@@ -17,9 +17,9 @@ from shards_spec.sample import JSON_FIELDS, encode_fbank, encode_json, member_co
 from shards_spec.tables import PLAN_SCHEMA, plan_path, read_table, shard_schema, write_table
 from tests.fake_samples import ytid
 from tests.whole_samples import whole_dataset
-from tools.damage import MOST_LISTED, Findings
 from tools.media import encode_clip
-from tools.verify_sample import problems_of
+from tools.verify.damage import MOST_LISTED, Findings
+from tools.verify.sample import problems_of
 from tools.verify_shards import main
 
 SHARD = "shard-000001"

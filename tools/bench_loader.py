@@ -28,9 +28,9 @@ from isal import isal_zlib
 from shards_spec.command_line import one_line_errors, parse
 from shards_spec.errors import UserError
 from shards_spec.sample import FBANK_HEADER
-from tools.bench_data import SHARD_SAMPLES, write_long, write_samples
-from tools.bench_instant import LONG_SHARDS, instant
-from tools.bench_peers import Loader, map_style, peers
+from tools.benchmarks.loader_data import SHARD_SAMPLES, write_long, write_samples
+from tools.benchmarks.loader_peers import Loader, map_style, peers
+from tools.benchmarks.loader_start import LONG_SHARDS, instant
 from training.stream.index import DatasetIndex, SamplePlace, open_index
 from training.stream.loader import load, rank_shares
 from training.stream.order import Place, SampleStream

@@ -17,10 +17,10 @@ from shards_spec.atomic import atomic_path
 from shards_spec.command_line import one_line_errors, parse
 from shards_spec.errors import UserError
 from shards_spec.sample import FBANK_MEMBER, FRAME_MEMBER, decode_fbank
-from tools.curves import number
-from tools.dataset_facts import DatasetFacts, gather, payload, samples
-from tools.inspect_page import Card, page
-from tools.pictures import frame_picture, spectrogram_picture
+from tools.inspection.facts import DatasetFacts, gather, payload, samples
+from tools.inspection.page import Card, page
+from tools.pages.curves import number
+from tools.pages.pictures import frame_picture, spectrogram_picture
 
 _PROGRAM = "python -m tools.inspect_shards"
 _LABELS = 10  # of the most frequent, and of the rarest

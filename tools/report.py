@@ -22,12 +22,12 @@ from shards_spec.command_line import one_line_errors, parse
 from shards_spec.errors import DamagedSampleError, UserError
 from shards_spec.sample import FBANK_SHIFT_MS
 from shards_spec.storage import place
-from tools.pictures import Flags, Pixels, audio_triple, image_triple, valid_rows
-from tools.report_page import DatasetFacts, Line, Report, RetrievalFacts, Sample, page
+from tools.pages.pictures import Flags, Pixels, audio_triple, image_triple, valid_rows
+from tools.pages.report import DatasetFacts, Line, Report, RetrievalFacts, Sample, page
 from training.checkpoint import CONFIG_FILE, checkpoints, read_json, read_state
+from training.evaluation.retrieval import RANKS, LoadedModel, load_model
 from training.model.crossmae import Reconstructed, View
 from training.model.patches import FBANK_GRID, IMAGE_GRID, unpatchify_fbank, unpatchify_image
-from training.retrieval import RANKS, LoadedModel, load_model
 from training.run_folder import METRICS_FILE, read_step_log
 from training.stream.index import DatasetIndex, open_config
 from training.stream.loader import Batch, Normalise, load, rank_shares

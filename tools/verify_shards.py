@@ -25,10 +25,10 @@ from shards_spec.command_line import one_line_errors, parse
 from shards_spec.errors import UserError
 from shards_spec.storage import place
 from shards_spec.tables import shard_stem
-from tools.damage import MOST_LISTED, Findings
-from tools.verify_folder import Folder, check_dataset, read_folder
-from tools.verify_shard import Checked, ShardTask, check_shard
-from tools.verify_tar import Count
+from tools.verify.damage import MOST_LISTED, Findings
+from tools.verify.folder import Folder, check_dataset, read_folder
+from tools.verify.shard import Checked, ShardTask, check_shard
+from tools.verify.tar import Count
 
 _PROGRAM = "python -m tools.verify_shards"
 _SECONDS_BETWEEN_LOOKS = 0.2

@@ -9,7 +9,7 @@ from typing import Any
 from shards_spec.atomic import atomic_path
 from shards_spec.command_line import one_line_errors, parse
 from shards_spec.errors import DamagedSampleError, UserError
-from training.retrieval import RANKS, evaluate_retrieval
+from training.evaluation.retrieval import RANKS, evaluate_retrieval
 from training.stream.cache_folder import DEFAULT_SIZE, parse_size
 from training.stream.index import open_index
 from training.stream.ring import WorkerError

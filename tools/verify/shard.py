@@ -12,8 +12,8 @@ from shards_spec.errors import UserError
 from shards_spec.sample import member_column
 from shards_spec.storage import Place
 from shards_spec.tables import REASONS, read_table, shard_schema, shard_stem
-from tools.damage import Findings
-from tools.verify_tar import Count, Tar, check_tar
+from tools.verify.damage import Findings
+from tools.verify.tar import Count, Tar, check_tar
 
 Row = dict[str, Any]
 

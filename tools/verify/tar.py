@@ -18,8 +18,8 @@ from shards_spec import storage
 from shards_spec.sample import member_column
 from shards_spec.storage import Place
 from shards_spec.tar import TarWriter
-from tools.damage import Findings
-from tools.verify_sample import problems_of
+from tools.verify.damage import Findings
+from tools.verify.sample import problems_of
 
 Row = dict[str, Any]
 Count = Callable[[int], None]  # is told how many more bytes have been checked

@@ -18,8 +18,8 @@ from shards_spec.errors import UserError
 from shards_spec.sample import FBANK_MELS, member_names
 from shards_spec.storage import Place
 from shards_spec.tables import PLAN_SCHEMA, plan_path, read_table, shard_stem
-from tools.damage import Findings
-from tools.verify_shard import PLANNED, Checked, ShardTask
+from tools.verify.damage import Findings
+from tools.verify.shard import PLANNED, Checked, ShardTask
 
 _SHARD_FILE = re.compile(r"shard-(\d{6,9})\.(tar|parquet)")
 _TOLERANCE = 1e-9  # relative, of mean and std

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from tools.curves import Unit, curve, number
-from tools.pictures import Picture, Triple
-from tools.report_style import STYLE
-from tools.web_page import document, drawn, key_facts, text
-from training.retrieval import RANKS
+from tools.pages.curves import Unit, curve, number
+from tools.pages.pictures import Picture, Triple
+from tools.pages.report_style import STYLE
+from tools.pages.web_page import document, drawn, key_facts, text
+from training.evaluation.retrieval import RANKS
 
 Line = dict[str, Any]  # of metrics.jsonl
 

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from shards_spec.sample import FBANK_SHIFT_MS
-from tools.curves import number
-from tools.dataset_facts import DatasetFacts, Measure
-from tools.inspect_style import SCRIPT, STYLE
-from tools.pictures import Picture
-from tools.web_page import document, drawn, key_facts, text
+from tools.inspection.facts import DatasetFacts, Measure
+from tools.inspection.style import SCRIPT, STYLE
+from tools.pages.curves import number
+from tools.pages.pictures import Picture
+from tools.pages.web_page import document, drawn, key_facts, text
 
 _LABELS = 12  # of the most frequent, and of the rarest
 _KINDS = 5  # of the most frequent frame sizes and the like

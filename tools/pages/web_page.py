@@ -8,7 +8,7 @@ import base64
 import hashlib
 from html import escape
 
-from tools.pictures import Picture
+from tools.pages.pictures import Picture
 
 BASE_STYLE = """\
 :root {
