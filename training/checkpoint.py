@@ -68,28 +68,55 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    run: Path, state: TrainState, *, model: nn.Module, optimizer: dict[str, Any], config: dict[str, Any], keep: int
+    run: Path,
+    state: TrainState,
+    *,
+    model: nn.Module,
+    optimizer: dict[str, Any],
+    config: dict[str, Any],
+    keep: int,
+    resumed: Path | None = None,
 ) -> Path:
-    """Writes a checkpoint under a temporary name, syncs and renames it, then removes all but the newest `keep`."""
+    """Writes a checkpoint under a temporary name, syncs and renames it, then removes all but the newest `keep`.
+
+    `resumed`, the checkpoint that the run began from, is kept in any case.
+
+    Raises:
+        OSError: it could not be written; nothing of it is left, and the older ones are as they were.
+    """
     final = checkpoint_folder(run, state.step)
     temporary = final.with_name(final.name + TEMPORARY_SUFFIX)
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary / WEIGHTS_FILE)
-    torch.save(optimizer, temporary / OPTIMIZER_FILE)
-    write_json(temporary / CONFIG_FILE, config)
-    write_json(temporary / STATE_FILE, asdict(state))
-    for path in temporary.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    sync_folder(temporary)
+    try:
+        temporary.mkdir(parents=True)
+        _write(temporary, state, model=model, optimizer=optimizer, config=config)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     if final.exists():  # this step was saved before and is reached again after a resume from an older one
         shutil.rmtree(final)
     temporary.rename(final)
     sync_folder(final.parent)
     for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+        if resumed is None or old.resolve() != resumed.resolve():
+            shutil.rmtree(old)
     return final
+
+
+def _write(
+    folder: Path, state: TrainState, *, model: nn.Module, optimizer: dict[str, Any], config: dict[str, Any]
+) -> None:
+    try:
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS_FILE)
+        torch.save(optimizer, folder / OPTIMIZER_FILE)
+    except (SafetensorError, RuntimeError) as error:  # what the two make of a full disk
+        raise OSError(str(error).splitlines()[0]) from error
+    write_json(folder / CONFIG_FILE, config)
+    write_json(folder / STATE_FILE, asdict(state))
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)
 
 
 def find_checkpoint(path: Path) -> Path:

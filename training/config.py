@@ -1,6 +1,7 @@
 """Everything a training run can be told, and the presets. The command line of train.py is generated from this.
 
-TrainConfig        what train.py takes; `model` and `optimizer` are nested
+RunConfig          what every run of the loop takes; `optimizer` is nested
+TrainConfig        what pre-training takes beside it; `model` is nested
 parse_arguments    --preset and --variant choose the defaults, every other flag overrides them
 """
 
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from shards_spec.command_line import parse
+from shards_spec.errors import UserError
 from training.model.config import (
     CrossMAEConfig,
     config_to_dict,
@@ -33,10 +35,14 @@ MixedPrecision = Literal["no", "bf16", "fp16"]
 class OptimizerConfig:
     """Adam as the paper's section A.3 gives it; what it leaves open follows MAE."""
 
+    kind: Literal["adamw", "adam_l2"] = "adamw"
+    """AdamW (decoupled decay, as MAE), or the letter of A.3: "Adam", whose "weight decay" is L2 in the gradient."""
     lr: float = 2e-5
     """Peak learning rate, absolute ("a learning rate set to 2e-5")."""
+    scale_lr: bool = False
+    """Read lr as MAE's base rate: the peak is lr x batch / 256."""
     weight_decay: float = 0.05
-    """Decoupled (AdamW); none on biases, norms, tokens and queries."""
+    """None on biases, norms, tokens and queries."""
     betas: tuple[float, float] = (0.9, 0.95)
     """As MAE pre-training."""
     warmup: float = 0.05
@@ -50,17 +56,13 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Trains CrossMAE on a dataset that make-shards wrote: accelerate launch train.py --data DIR --out RUN."""
+class RunConfig:
+    """What every training run can be told."""
 
     data: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
     """Dataset folder, complete, or its URL (https://, s3://, gs://, ...); given several times, they are mixed."""
     out: Path
     """Run folder; continued where it stopped if it holds checkpoints (see --resume)."""
-    preset: Preset = "crossmae-base"
-    """Model size and the settings that go with it."""
-    variant: Variant = "crossmae"
-    """Row of the paper's Table 2."""
     steps: int | None = None
     """Optimizer steps in all. Default: as many as --epochs needs."""
     epochs: float = 30
@@ -69,7 +71,7 @@ class TrainConfig:
     """Samples a step over all processes (the paper: 512)."""
     device_batch_size: int | None = None
     """Samples a process takes at once; its share of the batch is accumulated from pieces of this size.
-    The contrastive loss then sees the pieces only. Default: the whole share."""
+    Default: the whole share."""
     workers: int = 2
     """Loader processes of each training process; 0 loads in the training process."""
     seed: int = 0
@@ -104,7 +106,10 @@ class TrainConfig:
     fbank_mean: float | None = None
     """For normalising fbanks. Default: the dataset's own, from dataset.json."""
     fbank_std: float | None = None
-    model: CrossMAEConfig = field(default_factory=crossmae_base)
+    diagnose_every: int = 200
+    """Steps between looks at what tells learning from collapse (docs/model.md); 0 for never."""
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Trackers that get what metrics.jsonl gets (pip install 'crossmae[trackers]')."""
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:
@@ -112,8 +117,9 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-        if self.workers < 0:
-            raise ValueError(f"--workers must be at least 0, got {self.workers}")
+        for name in ("workers", "diagnose_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 0, got {getattr(self, name)}")
         if self.epochs <= 0:
             raise ValueError(f"--epochs must be above 0, got {self.epochs}")
         if self.fbank_std is not None and self.fbank_std <= 0:
@@ -123,6 +129,30 @@ class TrainConfig:
             raise ValueError(
                 f"--weights {self.weights} names {len(self.weight_list or ())} of {len(self.data)} datasets"
             )
+
+    def micro_steps(self, world: int) -> int:
+        """How many pieces each of `world` processes takes its share of the batch in.
+
+        Raises:
+            UserError: the batch does not divide evenly.
+        """
+        if self.batch_size % world:
+            raise UserError(
+                f"--batch-size {self.batch_size} cannot be divided among {world} processes: give a multiple of {world}"
+            )
+        share = self.batch_size // world
+        piece = self.device_batch_size or share
+        if share % piece:
+            raise UserError(
+                f"--device-batch-size {piece} does not divide a process's share of {share}"
+                f" (--batch-size {self.batch_size} over {world} processes)"
+            )
+        return share // piece
+
+    @property
+    def note_on_pieces(self) -> str | None:
+        """What is to be known where a batch is taken in several pieces."""
+        return None
 
     @property
     def weight_list(self) -> list[int] | None:
@@ -147,8 +177,33 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """JSON values of every field, as config.json holds them."""
         plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
-        own = {"data": list(self.data), "order": self.order}
-        return plain | own | {"model": config_to_dict(self.model), "optimizer": asdict(self.optimizer)}
+        lists = {"data": list(self.data), "report_to": list(self.report_to)}
+        return plain | lists | {"order": self.order, "optimizer": asdict(self.optimizer)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """Trains CrossMAE on a dataset that make-shards wrote: accelerate launch train.py --data DIR --out RUN."""
+
+    preset: Preset = "crossmae-base"
+    """Model size and the settings that go with it."""
+    variant: Variant = "crossmae"
+    """Row of the paper's Table 2."""
+    contrast_cache: bool = False
+    """With --device-batch-size: the contrastive loss of the whole batch all the same (GradCache, Gao et al. 2021),
+    for one more forward pass of both encoders. Without it the loss sees the pieces only."""
+    model: CrossMAEConfig = field(default_factory=crossmae_base)
+
+    @property
+    def note_on_pieces(self) -> str | None:
+        """What is to be known where a batch is taken in several pieces."""
+        if self.contrast_cache or not self.model.contrast.enabled:
+            return None
+        return "the contrastive loss sees the samples of one piece, not of the whole batch (--contrast-cache does)"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values of every field, as config.json holds them."""
+        return super().to_dict() | {"model": config_to_dict(self.model)}
 
 
 _PRESETS: dict[Preset, Callable[[], CrossMAEConfig]] = {

@@ -1,5 +1,6 @@
 """The processes of a run: how many there are, and how they agree to stop."""
 
+import importlib.util
 import os
 import signal
 from types import FrameType
@@ -11,17 +12,22 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
 from shards_spec.errors import UserError
-from training.config import MixedPrecision
+from training.config import RunConfig
 
 
-def start_processes(mixed_precision: MixedPrecision | None) -> Accelerator:
+def start_processes(config: RunConfig) -> Accelerator:
     """Joins the processes that the launcher started: one, several on GPUs, or several on the CPU (gloo).
 
     Raises:
-        UserError: the launcher was asked for another number of processes than there are.
+        UserError: the launcher was asked for another number of processes than there are; a tracker is not installed.
     """
+    for tracker in config.report_to:
+        if importlib.util.find_spec(tracker) is None:
+            raise UserError(f"--report-to {tracker}: it is not installed: pip install 'crossmae[trackers]'")
     accelerator = Accelerator(
-        mixed_precision=mixed_precision,
+        mixed_precision=config.mixed_precision,
+        log_with=list(config.report_to) or None,
+        project_dir=config.out,
         cpu=not torch.cuda.is_available(),  # without this, several CPU processes do not find each other
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )

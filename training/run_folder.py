@@ -5,8 +5,10 @@ RUN/metrics.jsonl       a line per logged step
 RUN/keys-rank0.jsonl    with --trace-keys: the sample keys of each step, per rank
 """
 
+import errno
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +32,24 @@ class StepLog:
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         temporary.replace(path)
-        self._file = path.open("a")
+        self._path, self._size = path, path.stat().st_size
+        self._file = path.open("ab", buffering=0)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Appends one line, at once."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        """Appends one line, at once. One that cannot be written (a full disk) is left out, with a warning."""
+        data = json.dumps(line).encode() + b"\n"
+        try:
+            written = self._file.write(data)
+            if written != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._size += written
+        except OSError as error:
+            self._file.truncate(self._size)
+            step = line["step"]
+            print(f"train.py: warning: {self._path}: no line for step {step}: {error}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Makes the lines durable."""
-        self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
 

@@ -1,0 +1,417 @@
+"""The training loop: one, from the first step to the last, for pre-training and for fine-tuning.
+
+index ─> order ─> loader ─> normalise ─> task: model and loss ─> backward ─> optimizer ─> log, checkpoint
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from shards_spec.errors import UserError
+from training.checkpoint import (
+    CONFIG_FILE,
+    UNKNOWN_OFFSET,
+    TrainState,
+    checkpoints,
+    find_checkpoint,
+    load_optimizer,
+    load_weights,
+    read_json,
+    read_state,
+    save_checkpoint,
+    write_json,
+)
+from training.config import RunConfig
+from training.optimizer import gradient_norms, learning_rate
+from training.processes import StopRequest
+from training.run_folder import METRICS_FILE, StepLog, keys_file
+from training.stream.ahead import check_cache
+from training.stream.index import DatasetIndex
+from training.stream.loader import Batch, Normalise, load, rank_shares
+from training.stream.order import Place, SampleStream
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is NaN or infinite; the message names the step and the samples."""
+
+
+class NotSavedError(RuntimeError):
+    """The last checkpoint of a run could not be written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a process takes at once, on its device. B samples."""
+
+    image: Tensor  # float [B, 3, 224, 224], normalised
+    fbank: Tensor  # float [B, 1024, 128], normalised
+    seeds: Tensor  # int64 [B], of every random choice for the sample
+    numbers: Tensor  # int64 [B], sample numbers in the index; on the CPU
+
+
+class Task(Protocol):
+    """What the loop trains. Pre-training is one (train.py), fine-tuning another (finetune.py)."""
+
+    weights: nn.Module
+    """The model as it is saved: all that inference and resuming need of it."""
+    identity: tuple[str, ...]
+    """Keys of config.json in which a checkpoint must agree with the run that resumes it."""
+
+    def initialise(self) -> list[str]:
+        """Prepares the weights of a run that does not resume; what it did, in lines to print."""
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer; a group's `lr_scale` multiplies the rate of the step."""
+
+    def look_ahead(self, pieces: list[Inputs]) -> None:
+        """Called before the first piece of a step where `needs_all_pieces`."""
+
+    needs_all_pieces: bool
+    """Whether `look_ahead` must see all pieces of a step before the first is taken."""
+
+    def losses(self, model: nn.Module, inputs: Inputs, piece: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a piece of the batch, and its parts, scalars without gradient."""
+
+    def after_step(self) -> None:
+        """Called after each optimizer step."""
+
+    def diagnose(self, inputs: Inputs) -> dict[str, Tensor]:
+        """What tells learning from collapse: scalars on the device."""
+
+
+@dataclass
+class Window:
+    """What happened since the last log line."""
+
+    first_step: int
+    parts: list[Tensor] = field(default_factory=list)  # [P] a step, on the device: nothing waits for it here
+    diagnosis: dict[str, Tensor] = field(default_factory=dict)  # the newest, scalars on the device
+    waited: float = 0.0  # seconds for data
+    replaced: list[str] = field(default_factory=list)  # what was wrong with the samples that were skipped
+    started: float = field(default_factory=time.perf_counter)
+
+
+class Loop:
+    """One run: what it was told, where it is, and the loop."""
+
+    def __init__(
+        self, config: RunConfig, accelerator: Accelerator, index: DatasetIndex, stream: SampleStream, task: Task
+    ) -> None:
+        self.accelerator, self.index, self.stream, self.task = accelerator, index, stream, task
+        self.is_main: bool = accelerator.is_main_process
+        self.world: int = accelerator.num_processes
+        self.micro_steps = config.micro_steps(self.world)
+        mean = self.index.mean if config.fbank_mean is None else config.fbank_mean
+        std = self.index.std if config.fbank_std is None else config.fbank_std
+        self.config = config = replace(config, fbank_mean=mean, fbank_std=std)  # checkpoints tell what they saw
+        self.normalise = Normalise(mean, std).to(accelerator.device)
+
+        self.step, self.place = 0, Place()
+        self.resumed = self._checkpoint_to_resume()
+        if self.resumed is not None:
+            self._check_same_run(self.resumed)
+            load_weights(self.resumed, task.weights)
+            state = read_state(self.resumed)
+            self.step, self.place = state.step, state.place
+        else:
+            for line in task.initialise():
+                self._say(line)
+        check_cache(self.index, self.stream, self.place, config.batch_size)
+        self.steps = self._steps_in_all()
+        model = torch.compile(task.weights) if config.compile else task.weights
+        self.model, self.optimizer = accelerator.prepare(model, task.make_optimizer())
+        if self.resumed is not None:
+            saved = load_optimizer(self.resumed)
+            self.optimizer.load_state_dict(saved["optimizer"])
+            if accelerator.scaler is not None and "scaler" in saved:
+                accelerator.scaler.load_state_dict(saved["scaler"])
+        self._open_run_folder()
+
+    # ---------------------------------------------------------------- the loop
+
+    def train(self) -> bool:
+        """Trains to the last step. False when a signal stopped it before (after saving).
+
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite.
+            NotSavedError: the last checkpoint could not be written.
+        """
+        stop = StopRequest()
+        batches = self._batches()
+        bar = tqdm(
+            total=self.steps,
+            initial=self.step,
+            unit="step",
+            disable=not (self.is_main and sys.stderr.isatty()),
+            dynamic_ncols=True,
+        )
+        window = Window(first_step=self.step)
+        last_saved = self.step
+        stopping = False
+        while self.step < self.steps and not stopping:
+            self._one_step(batches, window)
+            bar.update()
+            stopping = stop.agreed()
+            ending = stopping or self.step == self.steps
+            saving = ending or self.step % self.config.save_every == 0
+            if saving or self.step % self.config.log_every == 0:
+                line = self._log(window)
+                bar.set_postfix_str(f"loss {line['loss']:.4f}, {line['samples_per_second']:.0f} samples/s")
+                window = Window(first_step=self.step)
+            if saving and self.step != last_saved:
+                self._save(is_last=ending)
+                last_saved = self.step
+        bar.close()
+        self._close(stop.signal if stopping and self.step < self.steps else None)
+        return self.step == self.steps
+
+    def _one_step(self, batches: Iterator[Batch], window: Window) -> None:
+        """Forward, backward and update for the next batch of the order; then, and only then, the place moves on."""
+        rate = learning_rate(self.step, self.steps, self.config.optimizer, self.config.batch_size)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        pieces = self._pieces(batches, window)
+        if self.task.needs_all_pieces:
+            together = list(pieces)
+            with self.accelerator.autocast():
+                self.task.look_ahead(together)
+            pieces = iter(together)
+        total: Tensor | None = None
+        for number, inputs in enumerate(pieces):
+            last = number == self.micro_steps - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss, named = self.task.losses(self.model, inputs, number)
+                self.accelerator.backward(loss / self.micro_steps)
+            self.part_names = list(named)
+            parts = torch.stack([loss.detach().float(), *(part.detach().float() for part in named.values())])
+            total = parts if total is None else total + parts
+        assert total is not None
+        limit = self.config.optimizer.clip_grad
+        norm = self.accelerator.clip_grad_norm_(
+            self.task.weights.parameters(), float("inf") if limit is None else limit
+        )
+        if self.config.diagnose_every and (self.step + 1) % self.config.diagnose_every == 0:
+            with self.accelerator.autocast():
+                window.diagnosis = self.task.diagnose(inputs) | gradient_norms(self.task.weights)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.task.after_step()
+        window.parts.append(torch.cat([total / self.micro_steps, norm.detach().float().reshape(1)]))
+        self.step += 1
+        self.place = self.place.advance(self.config.batch_size, len(self.index))
+
+    def _pieces(self, batches: Iterator[Batch], window: Window) -> Iterator[Inputs]:
+        """This process's share of the next step, in pieces, normalised on the device."""
+        device = self.accelerator.device
+        for _ in range(self.micro_steps):
+            asked = time.perf_counter()
+            batch = next(batches)
+            window.waited += time.perf_counter() - asked
+            window.replaced += batch.replaced
+            if self.keys_log is not None:
+                self.keys_log.write({"step": self.step + 1, "keys": batch.keys})
+            image, fbank = self.normalise(
+                batch.image.to(device, non_blocking=True), batch.fbank.to(device, non_blocking=True)
+            )
+            seeds = batch.seeds.to(device, non_blocking=True)
+            yield Inputs(image=image, fbank=fbank, seeds=seeds, numbers=batch.numbers)
+
+    # ---------------------------------------------------------------- what it reads
+
+    def _batches(self) -> Iterator[Batch]:
+        shares = rank_shares(
+            self.stream,
+            self.place,
+            steps=self.steps - self.step,
+            batch_size=self.config.batch_size,
+            rank=self.accelerator.process_index,
+            world=self.world,
+            micro_steps=self.micro_steps,
+        )
+        piece = self.config.batch_size // self.world // self.micro_steps
+        return load(
+            self.index,
+            shares,
+            seed=self.config.seed,
+            batch_size=piece,
+            workers=self.config.workers,
+            skip_bad_in=self.stream if self.config.on_bad_sample == "skip" else None,
+        )
+
+    def _steps_in_all(self) -> int:
+        if self.config.steps is not None:
+            return self.config.steps
+        left = self.config.epochs * len(self.index) - self.place.samples_done(len(self.index))
+        return self.step + max(0, -int(-left // self.config.batch_size))
+
+    # ---------------------------------------------------------------- what it resumes from
+
+    def _checkpoint_to_resume(self) -> Path | None:
+        resume, out = self.config.resume, self.config.out
+        if isinstance(resume, Path):
+            return find_checkpoint(resume)
+        found = checkpoints(out)
+        if found and resume == "never":
+            raise UserError(f"{out} holds checkpoints up to {found[-1].name}: use --resume auto or another --out")
+        return found[-1] if found else None
+
+    def _check_same_run(self, checkpoint: Path) -> None:
+        """Refuses a checkpoint of another model, dataset or seed, naming what differs."""
+        state = read_state(checkpoint)
+        fingerprint = self.index.fingerprint
+        if state.fingerprint != fingerprint:
+            raise UserError(
+                f"{checkpoint} was trained on another dataset: its fingerprint is {state.fingerprint[:12]},"
+                f" that of {', '.join(map(str, self.config.data))} is {fingerprint[:12]}"
+            )
+        if state.seed != self.config.seed:
+            raise UserError(f"{checkpoint} was trained with --seed {state.seed}, not {self.config.seed}")
+        theirs, ours = read_json(checkpoint / CONFIG_FILE), self.config.to_dict()
+        for name in ("order", *self.task.identity):
+            if differing := sorted(_differences(theirs.get(name), ours[name], name)):
+                kind = "was trained in another order" if name == "order" else f"holds another {name}"
+                raise UserError(f"{checkpoint} {kind}: {'; '.join(differing[:3])}")
+
+    # ---------------------------------------------------------------- what it writes
+
+    def _say(self, line: str) -> None:
+        if self.is_main:
+            print(f"train.py: {line}", flush=True)
+
+    def _warn(self, line: str) -> None:
+        print(f"train.py: warning: {line}", file=sys.stderr, flush=True)
+
+    def _open_run_folder(self) -> None:
+        out, rank = self.config.out, self.accelerator.process_index
+        out.mkdir(parents=True, exist_ok=True)
+        self.keys_log = StepLog(out / keys_file(rank), self.step) if self.config.trace_keys else None
+        self.metrics_log = StepLog(out / METRICS_FILE, self.step) if self.is_main else None
+        if self.config.report_to:
+            self.accelerator.init_trackers("crossmae", config={"command": str(self.config.to_dict())})
+        if not self.is_main:
+            return
+        write_json(out / CONFIG_FILE, self.config.to_dict())
+        begin = f"resuming {self.resumed}" if self.resumed is not None else "starting"
+        self._say(
+            f"{begin} at step {self.step} of {self.steps}: {len(self.index)} samples,"
+            f" {self.world} process{'es' if self.world > 1 else ''} on {self.accelerator.device.type},"
+            f" batch {self.config.batch_size} = {self.world} x {self.micro_steps}"
+            f" x {self.config.batch_size // self.world // self.micro_steps}"
+        )
+        if self.micro_steps > 1 and (note := self.config.note_on_pieces):
+            self._say(note)
+
+    def _log(self, window: Window) -> dict[str, Any]:
+        """Waits for the window's steps, checks their losses, and writes a line of metrics (the means over them)."""
+        parts = self.accelerator.reduce(torch.stack(window.parts), reduction="mean").cpu()  # [steps, 1 + parts + 1]
+        finite = parts[:, :-1].isfinite().all(dim=1)
+        if not finite.all():
+            bad = int((~finite).nonzero()[0])
+            raise NonFiniteLossError(self._describe_step(window.first_step + bad, parts[bad]))
+        seconds = time.perf_counter() - window.started
+        for message in window.replaced:
+            self._warn(f"skipped: {message}")
+        skipped = torch.tensor(len(window.replaced), device=self.accelerator.device)
+        line = {
+            "step": self.step,
+            "epoch": self.place.epoch,
+            "cursor": self.place.cursor,
+            **dict(zip(["loss", *self.part_names, "grad_norm"], parts.mean(dim=0).tolist(), strict=True)),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "samples_per_second": len(parts) * self.config.batch_size / seconds,
+            "data_wait": window.waited / seconds,
+            "bad_samples": int(self.accelerator.reduce(skipped)),
+            "seconds": seconds,
+            **self._diagnosis(window),
+        }
+        if self.config.report_to:
+            self.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=self.step)
+        if self.metrics_log is not None:
+            self.metrics_log.write(line)
+            if not sys.stderr.isatty():
+                self._say(
+                    f"step {self.step}/{self.steps} loss {line['loss']:.4f} lr {line['lr']:.2e}"
+                    f" {line['samples_per_second']:.1f} samples/s data wait {line['data_wait']:.0%}"
+                )
+        return line
+
+    def _diagnosis(self, window: Window) -> dict[str, float]:
+        """The window's diagnosis, the mean over the processes."""
+        if not window.diagnosis:
+            return {}
+        values = torch.stack([value.detach().float().reshape(()) for value in window.diagnosis.values()])
+        values = self.accelerator.reduce(values, reduction="mean")
+        return dict(zip(window.diagnosis, values.tolist(), strict=True))
+
+    def _describe_step(self, step: int, parts: Tensor) -> str:
+        """Step (0-based), loss parts and sample keys, for the message on a non-finite loss."""
+        n, batch = len(self.index), self.config.batch_size
+        back = self.place.samples_done(n) - (self.step - step) * batch
+        numbers, _ = self.stream.take(Place().advance(back, n), batch)
+        names = ["loss", *self.part_names]
+        values = ", ".join(f"{name} {value:g}" for name, value in zip(names, parts.tolist(), strict=False))
+        keys = " ".join(self.index.key(number) for number in numbers.tolist())
+        return f"the loss of step {step + 1} is not finite ({values}); its samples: {keys}"
+
+    def _save(self, *, is_last: bool) -> None:
+        """Writes a checkpoint. Where that fails (a full disk), the run goes on to the next one, if there is one."""
+        if not self.is_main:
+            return
+        number = int(self.stream.take(self.place, 1)[0][0])
+        shard = self.index.locate(number)[0]
+        # Nothing is fetched here: what stopped the run may be the server.
+        offset = self.index.place(number).offset if self.index.is_at_hand(shard) else UNKNOWN_OFFSET
+        state = TrainState(
+            step=self.step,
+            fingerprint=self.index.fingerprint,
+            seed=self.config.seed,
+            epoch=self.place.epoch,
+            cursor=self.place.cursor,
+            next_shard=self.index.tars[shard].name,
+            next_offset=offset,
+        )
+        saved = {"optimizer": self.optimizer.state_dict()}
+        if self.accelerator.scaler is not None:
+            saved["scaler"] = self.accelerator.scaler.state_dict()
+        try:
+            save_checkpoint(
+                self.config.out,
+                state,
+                model=self.task.weights,
+                optimizer=saved,
+                config=self.config.to_dict(),
+                keep=self.config.keep,
+                resumed=self.resumed,
+            )
+        except OSError as error:
+            newest = checkpoints(self.config.out)
+            left = f"the newest checkpoint is {newest[-1].name}" if newest else "there is no checkpoint yet"
+            message = f"the checkpoint of step {self.step} could not be written ({error}); {left}"
+            if is_last:
+                raise NotSavedError(f"{message}: make room and start the same command again") from error
+            self._warn(f"{message}; going on to the next save")
+
+    def _close(self, stopped_by: int | None) -> None:
+        for log in (self.metrics_log, self.keys_log):
+            if log is not None:
+                log.close()
+        end = "done" if stopped_by is None else "stopped on a signal; the same command goes on"
+        self._say(f"{end}: step {self.step} of {self.steps}, {self.config.out}")
+
+
+def _differences(theirs: Any, ours: Any, name: str) -> Iterator[str]:
+    """Where two nested configurations differ, as `name is A, asked for B`."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in theirs.keys() | ours.keys():
+            yield from _differences(theirs.get(key), ours.get(key), f"{name}.{key}")
+    elif theirs != ours:
+        yield f"{name} is {theirs}, asked for {ours}"
