@@ -1,25 +1,17 @@
-"""The whole model: gradients of every variant, every switch, what conditions what, precision, and a golden loss."""
+"""The whole model: gradients of every variant, every switch, what conditions what, and a golden loss."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from training.model import VARIANTS, CrossMAE, CrossMAEConfig, crossmae_tiny, with_variant
-from training.model.config import EmbeddingConfig, EncoderConfig, PixelConfig
+from tests.models import TINY, batch, build, switched
+from training.model import VARIANTS, CrossMAE, CrossMAEConfig, with_variant
 from training.model.masking import noise
 from training.model.patches import patchify_fbank, patchify_image
 
-TINY = crossmae_tiny()
-SMALLEST = replace(  # for what does not depend on size
-    TINY,
-    encoder=EncoderConfig(dim=32, depth=2, heads=2),
-    pixel=PixelConfig(dim=32, depth=2, heads=2),
-    embedding=EmbeddingConfig(dim=32, depth=1, heads=2),
-)
 PARTS = {
     "crossmae": {"contrast", "cdt_audio", "cdt_visual", "emb_audio", "emb_visual"},
     "cl-av": {"contrast"},
@@ -37,21 +29,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def switched(section: str, **values: Any) -> CrossMAEConfig:
-    return replace(SMALLEST, **{section: replace(getattr(SMALLEST, section), **values)})
-
-
-def build(config: CrossMAEConfig = SMALLEST) -> CrossMAE:
-    torch.manual_seed(0)
-    return CrossMAE(config)
-
-
-def batch(size: int = 2) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn(size, 3, 224, 224, generator=generator)
-    return image, torch.randn(size, 1024, 128, generator=generator), torch.arange(size) + 100
 
 
 def without_gradient(model: CrossMAE) -> list[str]:
@@ -230,25 +207,6 @@ def test_seeds_decide() -> None:
         torch.manual_seed(99)
         assert torch.equal(first, model(image, fbank, seeds).loss)
         assert not torch.equal(first, model(image, fbank, seeds + 1).loss)
-
-
-def test_bf16_autocast_is_close_and_trains_everything() -> None:
-    model = build()
-    exact = model(*batch())
-    with torch.autocast("cpu", torch.bfloat16):
-        output = model(*batch())
-    output.loss.backward()
-    assert without_gradient(model) == []
-    assert output.loss.dtype == torch.float32
-    for name, part in output.parts.items():
-        assert part.item() == pytest.approx(exact.parts[name].item(), rel=0.02), name
-
-
-def test_compiles_as_one_graph() -> None:
-    """No control flow on data, no graph break; the eager backend, since only the tracing is ours."""
-    model = build()
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(*batch()).loss, model(*batch()).loss)
 
 
 GOLDEN = {

@@ -55,8 +55,11 @@ def count(config: CrossMAEConfig) -> list[Part]:
         parts += [Part("image from audio, embeddings", _size(from_audio), to_image)]
         parts += [Part("audio from image, embeddings", _size(from_image), to_audio)]
         if config.embedding.targets == "online":
-            parts += [Part("image encoder, full view (targets)", None, _macs(lambda: model.encode_image(image)))]
-            parts += [Part("audio encoder, full view (targets)", None, _macs(lambda: model.encode_audio(fbank)))]
+            image_encoder, audio_encoder, spectrogram = model.image_encoder, model.audio_encoder, fbank.unsqueeze(1)
+            of_image = _macs(lambda: image_encoder.full_view(image))
+            of_audio = _macs(lambda: audio_encoder.full_view(spectrogram))
+            parts += [Part("image encoder, full view (targets)", None, of_image)]
+            parts += [Part("audio encoder, full view (targets)", None, of_audio)]
     return [*parts, Part("all", _size(model), _macs(lambda: model(image, fbank, seeds)))]
 
 

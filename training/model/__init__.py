@@ -10,8 +10,11 @@ attentive.py  Attentive Tokens, eqs. 5 and 6
 decoders.py   pixels on the other side's Attentive Tokens (eqs. 7, 8); the other side's features (eqs. 10, 11)
 contrast.py   the contrastive loss over the global batch, eq. 1
 losses.py     reconstruction losses, eqs. 2, 9 and 12
+teacher.py    who makes the targets of eq. 12, if not the model itself
 blocks.py     cross-attention, and initialisation
 patches.py    images and fbanks to patches and back; 2-D sin-cos positions
+
+Beside the model, diagnostics.py: what a loss does not tell: collapse, and whether each side uses the other.
 
 Letters: B samples, N patches (196 of an image, 512 of an fbank), V visible patches, K Attentive Tokens, D width,
 P values of a patch. `is_masked` is True where a patch is hidden.

@@ -1,12 +1,15 @@
-"""What timm's blocks do not have: attention over another sequence. And how every layer starts."""
+"""What timm's blocks do not have: attention over another sequence, recomputation. And how every layer starts."""
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from timm.layers import Mlp
+from timm.layers import Mlp, use_fused_attn
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 LayerNorm: Any = partial(nn.LayerNorm, eps=1e-6)  # MAE's eps
 
@@ -22,6 +25,7 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int, context_dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        self.fused_attn = use_fused_attn()  # timm's switch, as its own blocks have it: off with TIMM_FUSED_ATTN=0
         self.norm = LayerNorm(dim)
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(context_dim, 2 * dim)
@@ -31,7 +35,10 @@ class CrossAttention(nn.Module):
         """x [B, N, D], context [B, M, C], already normalised by its encoder -> [B, N, D]."""
         q = self.q(self.norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v)  # [B, heads, N, D / heads]
+        if self.fused_attn:
+            attended = F.scaled_dot_product_attention(q, k, v)  # [B, heads, N, D / heads]
+        else:
+            attended = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v
         return x + self.proj(attended.transpose(1, 2).flatten(2))
 
 
@@ -51,6 +58,20 @@ class CrossBlock(nn.Module):
         x = x + self.attn(self.norm1(x))
         x = self.cross(x, context)
         return x + self.mlp(self.norm2(x))
+
+
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *context: Tensor, recompute: bool) -> Tensor:
+    """x [B, N, D] through the blocks, each of which is also given the context, if there is one.
+
+    With `recompute` the backward pass computes the inside of each block again instead of keeping it. Nothing in a block
+    is random, so no generator's state is kept for it (on a GPU that would wait for the device).
+    """
+    for block in blocks:
+        if recompute and torch.is_grad_enabled():
+            x = checkpoint(block, x, *context, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = block(x, *context)
+    return x
 
 
 def init_linear(module: nn.Module) -> None:

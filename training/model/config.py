@@ -12,6 +12,8 @@ AudioStrategy = Literal["random", "time", "frequency", "time-frequency"]
 LossOn = Literal["masked", "visible", "all"]
 Reduction = Literal["mean", "patch_sum"]
 Queries = Literal["learnable", "sincos", "zeros", "tokens"]
+Normalise = Literal["token", "feature"]
+Targets = Literal["online", "visible_only", "ema", "teacher"]
 
 
 def kept_count(total: int, ratio: float) -> int:
@@ -145,11 +147,14 @@ class EmbeddingConfig:
     queries: Queries = "learnable"
     """Table 7: Learnable Queries, fixed sin-cos positions, the "empty query" (`zeros`), or sin-cos positions to which
     the Attentive Tokens of the modality to be rebuilt are added (`tokens`, the ablation that fails)."""
-    targets: Literal["online", "visible_only"] = "online"
-    """"Complete original features": the encoder on the full input, or on its visible tokens only."""
+    targets: Targets = "online"
+    """"Complete original features": the encoder on the full input, or on its visible tokens only; or, on the full
+    input, a running mean of the encoder (`ema`) or a frozen one of a finished run (`teacher`; supplement, Table 6)."""
     target_gradient: bool = False
     """Whether gradients pass into the targets."""
-    normalise: Literal["token", "feature"] = "token"
+    ema_momentum: float = 0.999
+    """With `ema`: the share that the running mean keeps at each step, constant. The paper has none; 0.999 is ours."""
+    normalise: Normalise = "token"
     """"Normalized": each token by its own mean and variance, or each feature by the batch's (which keeps the features
     from shrinking to one shared direction)."""
     reduction: Reduction = "mean"
@@ -158,6 +163,13 @@ class EmbeddingConfig:
     def __post_init__(self) -> None:
         _check_literals("embedding", self)
         _check_sizes("embedding", width=self.dim, depth=self.depth, heads=self.heads)
+        if not 0 <= self.ema_momentum <= 1:
+            raise ValueError(f"embedding.ema_momentum is {self.ema_momentum}: allowed are 0 to 1")
+        if self.target_gradient and self.targets in ("ema", "teacher"):
+            raise ValueError(
+                f"embedding.target_gradient is True, but embedding.targets is {self.targets!r}, which no gradient"
+                " moves: allowed are False, or targets online, visible_only"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +182,9 @@ class CrossMAEConfig:
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
     pixel: PixelConfig = field(default_factory=PixelConfig)
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    checkpoint_activations: bool = False
+    """Keep only the input of each block for the backward pass and compute the rest again: less memory, more time, the
+    same values."""
 
     def __post_init__(self) -> None:
         if not self.contrast.enabled and self.pixel.target == "none" and not self.embedding.enabled:
@@ -254,6 +269,24 @@ def crossmae_tiny() -> CrossMAEConfig:
         encoder=EncoderConfig(dim=128, depth=4, heads=4),
         pixel=PixelConfig(dim=64, depth=2, heads=4),
         embedding=EmbeddingConfig(dim=64, depth=2, heads=4),
+    )
+
+
+def world_small() -> CrossMAEConfig:
+    """For the synthetic world on one GPU. Not in the paper."""
+    return CrossMAEConfig(
+        encoder=EncoderConfig(dim=384, depth=8, heads=6),
+        pixel=PixelConfig(dim=192, depth=2, heads=6),
+        embedding=EmbeddingConfig(dim=192, depth=2, heads=6),
+    )
+
+
+def world_tiny() -> CrossMAEConfig:
+    """For the synthetic world on a CPU: few heads, since attention costs most there. Not in the paper."""
+    return CrossMAEConfig(
+        encoder=EncoderConfig(dim=128, depth=4, heads=2),
+        pixel=PixelConfig(dim=64, depth=1, heads=2),
+        embedding=EmbeddingConfig(dim=64, depth=1, heads=2),
     )
 
 

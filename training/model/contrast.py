@@ -1,18 +1,38 @@
 """The contrastive loss of eq. 1 over the global batch."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
+from torch.distributed._functional_collectives import all_gather_tensor_autograd  # unlike the others, it compiles
 
 from training.model.blocks import init_linear
 from training.model.config import ContrastConfig
 from training.model.encoder import Features
 
 MIN_TEMPERATURE = 0.01  # CLIP's floor, for a learned temperature
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedContrast:
+    """The contrastive loss of a batch that is taken in pieces, and its gradient for one piece (GradCache, Gao et al.
+    2021, arXiv 2101.06983). A gradient is that of the mean over the pieces: the sum's times their number.
+    """
+
+    loss: Tensor  # scalar, of the whole batch
+    audio: Tensor  # [B, D], its gradient in the piece's global features
+    image: Tensor  # [B, D]
+    temperature: Tensor | None  # scalar, in the logarithm of a learned temperature
+
+    def attach(self, audio: Tensor, image: Tensor, log_temperature: Tensor | None) -> Tensor:
+        """The loss as a scalar whose gradient reaches the encoders through global features [B, D]."""
+        linear = (audio.float() * self.audio).sum() + (image.float() * self.image).sum()
+        if log_temperature is not None and self.temperature is not None:
+            linear = linear + log_temperature * self.temperature
+        return self.loss + (linear - linear.detach())
 
 
 class Contrast(nn.Module):
@@ -27,9 +47,20 @@ class Contrast(nn.Module):
             nn.Parameter(torch.tensor(math.log(config.temperature))) if config.learnable_temperature else None
         )
 
-    def forward(self, audio: Features, image: Features) -> Tensor:
-        """Eq. 1: the scalar loss of B pairs; with torch.distributed, this rank's rows against all columns."""
-        a, v = self.globals(audio, self.audio_head), self.globals(image, self.image_head)
+    def forward(self, audio: Features, image: Features, cached: CachedContrast | None = None) -> Tensor:
+        """Eq. 1: the scalar loss of B pairs; with torch.distributed, this rank's rows against all columns.
+
+        With `cached`, these are a piece of the batch that it knows: its loss, and the gradient of that.
+        """
+        a, v = self.global_features(audio, image)
+        return self.loss(a, v) if cached is None else cached.attach(a, v, self.log_temperature)
+
+    def global_features(self, audio: Features, image: Features) -> tuple[Tensor, Tensor]:
+        """Eq. 1's global features of both modalities, [B, D] each."""
+        return self.globals(audio, self.audio_head), self.globals(image, self.image_head)
+
+    def loss(self, a: Tensor, v: Tensor) -> Tensor:
+        """Eq. 1 of global features [B, D], of audio and image."""
         temperature: float | Tensor = self.config.temperature
         if self.log_temperature is not None:
             temperature = self.log_temperature.exp().clamp(min=MIN_TEMPERATURE)
@@ -51,7 +82,9 @@ def info_nce(audio: Tensor, image: Tensor, temperature: float | Tensor, *, reduc
     audio, image = F.normalize(audio.float(), dim=-1), F.normalize(image.float(), dim=-1)
     all_audio, all_image, first = audio, image, 0
     if is_global and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        gathered = torch.cat(all_gather(torch.cat([audio, image], dim=1)))  # one collective for both: [W * B, 2 D]
+        assert dist.group.WORLD is not None
+        both = torch.cat([audio, image], dim=1)
+        gathered = all_gather_tensor_autograd(both, 0, dist.group.WORLD)  # one collective for both: [W * B, 2 D]
         all_audio, all_image = gathered.chunk(2, dim=1)
         first = dist.get_rank() * audio.shape[0]
     partner = torch.arange(audio.shape[0], device=audio.device) + first

@@ -3,6 +3,7 @@
 L = lambda * L_contrast + L_cross-cdt + L_cross-emb (eq. 13), each half of a reconstruction loss a part of its own.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from training.model.attentive import attentive_places, attentive_tokens
 from training.model.blocks import put, take
 from training.model.config import CrossMAEConfig
-from training.model.contrast import Contrast
+from training.model.contrast import CachedContrast, Contrast
 from training.model.decoders import EmbeddingDecoder, PixelDecoder
 from training.model.encoder import Encoder, Features
 from training.model.losses import embedding_loss, patch_statistics, pixel_loss
@@ -27,6 +28,7 @@ from training.model.patches import (
     patchify_fbank,
     patchify_image,
 )
+from training.model.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -70,26 +72,34 @@ class CrossMAE(nn.Module):
     def __init__(self, config: CrossMAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_encoder = Encoder(config.encoder, shape=IMAGE_SHAPE, channels=IMAGE_CHANNELS)
-        self.audio_encoder = Encoder(config.encoder, shape=FBANK_SHAPE, channels=1)
+        again = config.checkpoint_activations
+        self.image_encoder = Encoder(config.encoder, shape=IMAGE_SHAPE, channels=IMAGE_CHANNELS, recompute=again)
+        self.audio_encoder = Encoder(config.encoder, shape=FBANK_SHAPE, channels=1, recompute=again)
         self.contrast = Contrast(config.contrast, config.encoder.dim) if config.contrast.enabled else None
         self.image_decoder = self._pixel_decoder(IMAGE_GRID, IMAGE_CHANNELS, config.attentive.audio_ratio)
         self.audio_decoder = self._pixel_decoder(FBANK_GRID, 1, config.attentive.image_ratio)
         self.image_from_audio = self._embedding_decoder(IMAGE_GRID)
         self.audio_from_image = self._embedding_decoder(FBANK_GRID)
+        self.teacher: Teacher | None = None
+        if config.embedding.enabled and config.embedding.targets in ("ema", "teacher"):
+            is_ready = config.embedding.targets == "ema"
+            self.teacher = Teacher(self.image_encoder, self.audio_encoder, is_ready=is_ready)
 
-    def forward(self, image: Tensor, fbank: Tensor, seeds: Tensor) -> CrossMAEOutput:
+    def forward(
+        self, image: Tensor, fbank: Tensor, seeds: Tensor, cached: CachedContrast | None = None
+    ) -> CrossMAEOutput:
         """The loss of B pairs.
 
         Args:
             image: [B, 3, 224, 224] float, normalised.
             fbank: [B, 1024, 128] float, time first, normalised.
             seeds: [B] int64: a sample's masks are a function of its seed alone.
+            cached: the contrastive loss of the batch that these pairs are a piece of; None where they are all of it.
         """
         image_view, audio_view = self.see_image(image, seeds), self.see_audio(fbank, seeds)  # mask, encode, attend
         parts: dict[str, Tensor] = {}
         if self.contrast is not None:
-            parts["contrast"] = self.contrast(audio_view.features, image_view.features)  # eq. 1
+            parts["contrast"] = self.contrast(audio_view.features, image_view.features, cached)  # eq. 1
         if self.config.pixel.target != "none":
             image_patches, audio_patches = self.decode_pixels(image_view, audio_view)  # eqs. 7, 8
             parts["cdt_visual"] = self.pixel_loss(image_patches, patchify_image(image), image_view.mask)  # eq. 9
@@ -102,6 +112,12 @@ class CrossMAE(nn.Module):
         weights = {"contrast": self.config.contrast.weight}  # lambda; the others count whole
         loss = torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()]).sum()  # eq. 13
         return CrossMAEOutput(loss=loss, parts={name: part.detach() for name, part in parts.items()})
+
+    def contrast_features(self, image: Tensor, fbank: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        """Eq. 1's global features of the masked views, audio [B, D] and image [B, D], of what `forward` takes."""
+        assert self.contrast is not None
+        image_view, audio_view = self.see_image(image, seeds), self.see_audio(fbank, seeds)
+        return self.contrast.global_features(audio_view.features, image_view.features)
 
     def encode_image(self, image: Tensor) -> Features:
         """Features of all 196 tokens of an image [B, 3, 224, 224]."""
@@ -147,8 +163,8 @@ class CrossMAE(nn.Module):
         """Features of the image [B, 196, D] out of the audio, and of the audio [B, 512, D] out of the image."""
         assert self.image_from_audio is not None and self.audio_from_image is not None
         return (
-            self.image_from_audio(audio.features.tokens, self._hints(image)),
-            self.audio_from_image(image.features.tokens, self._hints(audio)),
+            self.image_from_audio(audio.features.tokens, self.hints(image)),
+            self.audio_from_image(image.features.tokens, self.hints(audio)),
         )
 
     def embedding_targets(
@@ -162,8 +178,36 @@ class CrossMAE(nn.Module):
         if self.config.embedding.targets == "visible_only":
             targets = image_view.features.tokens, audio_view.features.tokens
             return targets if self.config.embedding.target_gradient else (targets[0].detach(), targets[1].detach())
+        if self.teacher is not None:
+            return self.teacher(image, fbank)
         with torch.set_grad_enabled(self.config.embedding.target_gradient and torch.is_grad_enabled()):
-            return self.encode_image(image).tokens, self.encode_audio(fbank).tokens
+            return self.image_encoder.full_view(image), self.audio_encoder.full_view(fbank.unsqueeze(1))
+
+    def update_teacher(self) -> None:
+        """Moves the running mean of targets `ema` on; to be called after each optimizer step. Nothing with others."""
+        if self.teacher is not None and self.config.embedding.targets == "ema":
+            self.teacher.follow(self.image_encoder, self.audio_encoder, self.config.embedding.ema_momentum)
+
+    def reset_teacher(self) -> None:
+        """Starts the running mean of targets `ema` at the encoders as they are. Nothing with others.
+
+        To be called after the encoders were given weights from elsewhere; not after resuming, which loads the mean.
+        """
+        if self.teacher is not None and self.config.embedding.targets == "ema":
+            self.teacher.load(self.state_dict())
+
+    def set_teacher(self, source: "CrossMAE | Mapping[str, Tensor]") -> None:
+        """Gives targets `teacher` the encoders of another CrossMAE, or of its state dict.
+
+        Raises:
+            ValueError: the targets are others, or the encoders are missing or of another size.
+        """
+        if self.teacher is None or self.config.embedding.targets != "teacher":
+            raise ValueError(
+                f"a teacher was given, but embedding.enabled is {self.config.embedding.enabled} and embedding.targets"
+                f" is {self.config.embedding.targets!r}: allowed is 'teacher'"
+            )
+        self.teacher.load(source.state_dict() if isinstance(source, CrossMAE) else source)
 
     def pixel_loss(self, predicted: Tensor, patches: Tensor, mask: Mask) -> Tensor:
         """One modality's half of eq. 9, from patches [B, N, P]."""
@@ -185,7 +229,7 @@ class CrossMAE(nn.Module):
         places = attentive_places(config, features, mask, count, seeds=seeds, stream=stream)
         return View(features, mask, places, attentive_tokens(config, features, places))
 
-    def _hints(self, view: View) -> Tensor | None:
+    def hints(self, view: View) -> Tensor | None:
         """The Attentive Tokens at their places among zeros [B, N, D]: Table 7's "tokens from the other modality"."""
         if self.config.embedding.queries != "tokens":
             return None
@@ -212,9 +256,15 @@ class CrossMAE(nn.Module):
             grid=grid,
             patch_values=PATCH * PATCH * channels,
             is_conditioned=pixel.target == "cross" and other_ratio > 0,
+            recompute=self.config.checkpoint_activations,
         )
 
     def _embedding_decoder(self, grid: tuple[int, int]) -> EmbeddingDecoder | None:
         if not self.config.embedding.enabled:
             return None
-        return EmbeddingDecoder(self.config.embedding, encoder_dim=self.config.encoder.dim, grid=grid)
+        return EmbeddingDecoder(
+            self.config.embedding,
+            encoder_dim=self.config.encoder.dim,
+            grid=grid,
+            recompute=self.config.checkpoint_activations,
+        )

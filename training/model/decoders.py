@@ -1,10 +1,9 @@
 """The decoders of both levels: a modality's own pixels (Sec. 3.2), and the other modality's features (Sec. 3.3)."""
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from training.model.blocks import CrossAttention, CrossBlock, LayerNorm, init_linear, put, self_block
+from training.model.blocks import CrossAttention, CrossBlock, LayerNorm, init_linear, put, run_blocks, self_block
 from training.model.config import EmbeddingConfig, PixelConfig
 from training.model.encoder import Features
 from training.model.patches import sincos_positions
@@ -20,18 +19,28 @@ class PixelDecoder(nn.Module):
     pos_embed: Tensor  # [1, N, D]
 
     def __init__(
-        self, config: PixelConfig, *, encoder_dim: int, grid: tuple[int, int], patch_values: int, is_conditioned: bool
+        self,
+        config: PixelConfig,
+        *,
+        encoder_dim: int,
+        grid: tuple[int, int],
+        patch_values: int,
+        is_conditioned: bool,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
+        self.recompute = recompute  # of activations, in the backward pass
         self.embed = nn.Linear(encoder_dim, config.dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.register_buffer("pos_embed", sincos_positions(config.dim, grid).unsqueeze(0), persistent=False)
-        in_blocks = is_conditioned and config.conditioning == "every_block"
+        self.in_blocks = is_conditioned and config.conditioning == "every_block"
         self.condition = None
-        if is_conditioned and not in_blocks:
+        if is_conditioned and not self.in_blocks:
             self.condition = CrossAttention(config.dim, encoder_dim, config.heads)
         self.blocks = nn.ModuleList(
-            CrossBlock(config.dim, encoder_dim, config.heads) if in_blocks else self_block(config.dim, config.heads)
+            CrossBlock(config.dim, encoder_dim, config.heads)
+            if self.in_blocks
+            else self_block(config.dim, config.heads)
             for _ in range(config.depth)
         )
         self.norm = LayerNorm(config.dim)
@@ -47,8 +56,8 @@ class PixelDecoder(nn.Module):
         patches = self.mask_token.expand(-1, self.pos_embed.shape[1], -1)
         x = put(patches, visible, tokens) + self.pos_embed
         x = torch.cat([cls.to(x.dtype), x], dim=1)
-        for block in self.blocks:
-            x = block(x) if isinstance(block, Block) else block(x, attentive)
+        context = (attentive,) if self.in_blocks else ()
+        x = run_blocks(self.blocks, x, *context, recompute=self.recompute)
         return self.predict(self.norm(x))[:, 1:]
 
 
@@ -57,8 +66,11 @@ class EmbeddingDecoder(nn.Module):
 
     queries: Tensor  # [1, N, D of the encoder]
 
-    def __init__(self, config: EmbeddingConfig, *, encoder_dim: int, grid: tuple[int, int]) -> None:
+    def __init__(
+        self, config: EmbeddingConfig, *, encoder_dim: int, grid: tuple[int, int], recompute: bool = False
+    ) -> None:
         super().__init__()
+        self.recompute = recompute
         positions = sincos_positions(encoder_dim, grid).unsqueeze(0)
         if config.queries == "learnable":
             self.queries = nn.Parameter(torch.zeros_like(positions).normal_(std=0.02))
@@ -78,6 +90,5 @@ class EmbeddingDecoder(nn.Module):
         """
         queries = self.queries.expand(context.shape[0], -1, -1)
         x = self.embed(queries if hints is None else queries + hints)
-        for block in self.blocks:
-            x = block(x, context)
+        x = run_blocks(self.blocks, x, context, recompute=self.recompute)
         return self.predict(self.norm(x))

@@ -11,7 +11,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
-from training.model.blocks import LayerNorm, init_linear, self_block, take
+from training.model.blocks import LayerNorm, init_linear, run_blocks, self_block, take
 from training.model.config import EncoderConfig
 from training.model.patches import PATCH, sincos_positions
 
@@ -31,8 +31,11 @@ class Encoder(nn.Module):
 
     pos_embed: Tensor  # [1, 1 + N, D]
 
-    def __init__(self, config: EncoderConfig, *, shape: tuple[int, int], channels: int) -> None:
+    def __init__(
+        self, config: EncoderConfig, *, shape: tuple[int, int], channels: int, recompute: bool = False
+    ) -> None:
         super().__init__()
+        self.recompute = recompute  # of activations, in the backward pass
         grid = (shape[0] // PATCH, shape[1] // PATCH)
         self.patch_embed = PatchEmbed(shape, PATCH, channels, config.dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
@@ -46,19 +49,26 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, visible: Tensor | None = None) -> Features:
         """x [B, C, H, W], visible [B, V] (all tokens where None) -> features of the visible tokens (eqs. 3 and 4)."""
+        sequence = self.embed(x, visible)
+        *body, last = self.blocks
+        sequence = run_blocks(body, sequence, recompute=self.recompute)
+        assert isinstance(last, Block)
+        attention = cls_attention(last, sequence)
+        sequence = self.norm(run_blocks([last], sequence, recompute=self.recompute))
+        cls, tokens = sequence[:, 0], sequence[:, 1:]
+        return Features(pooled=tokens.mean(dim=1), tokens=tokens, cls=cls, attention=attention)
+
+    def full_view(self, x: Tensor) -> Tensor:
+        """x [B, C, H, W] -> the patch tokens [B, N, D] of `forward` on all tokens, alone: what a target needs."""
+        return self.norm(run_blocks(self.blocks, self.embed(x, None), recompute=self.recompute))[:, 1:]
+
+    def embed(self, x: Tensor, visible: Tensor | None) -> Tensor:
+        """x [B, C, H, W], visible [B, V] or None -> the first block's input [B, 1 + V, D], [CLS] first."""
         tokens = self.patch_embed(x) + self.pos_embed[:, 1:]
         if visible is not None:
             tokens = take(tokens, visible)
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
-        sequence = torch.cat([cls.to(tokens.dtype), tokens], dim=1)
-        *body, last = self.blocks
-        for block in body:
-            sequence = block(sequence)
-        assert isinstance(last, Block)
-        attention = cls_attention(last, sequence)
-        sequence = self.norm(last(sequence))
-        cls, tokens = sequence[:, 0], sequence[:, 1:]
-        return Features(pooled=tokens.mean(dim=1), tokens=tokens, cls=cls, attention=attention)
+        return torch.cat([cls.to(tokens.dtype), tokens], dim=1)
 
 
 @torch.no_grad()

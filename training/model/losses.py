@@ -4,12 +4,10 @@ Eq. 2 writes 1/N times a squared norm. `mean` also divides by the number of valu
 `patch_sum` does not.
 """
 
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.model.config import LossOn, Reduction
+from training.model.config import LossOn, Normalise, Reduction
 
 PIXEL_EPS = 1e-6  # MAE's, on the variance of a patch
 TOKEN_EPS = 1e-6
@@ -22,15 +20,20 @@ def pixel_loss(
 
     `on` names the patches that count: the hidden ones (`masked`), the others (`visible`, the letter of eq. 9), `all`.
     """
-    target = patches.float()
-    if norm_pix:
-        mean, std = patch_statistics(patches)
-        target = (target - mean) / std
-    error = patch_errors(predicted, target, reduction)
+    error = patch_errors(predicted, pixel_target(patches, norm_pix=norm_pix), reduction)
     if on == "all":
         return error.mean()
     counted = is_masked if on == "masked" else ~is_masked
     return (error * counted).sum() / counted.sum()
+
+
+def pixel_target(patches: Tensor, *, norm_pix: bool) -> Tensor:
+    """What the decoder is to say for patches [B, N, P]: themselves, or with `norm_pix` each in its own units."""
+    target = patches.float()
+    if not norm_pix:
+        return target
+    mean, std = patch_statistics(patches)
+    return (target - mean) / std
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,21 +42,22 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + PIXEL_EPS).sqrt()
 
 
-def embedding_loss(
-    predicted: Tensor, target: Tensor, *, normalise: Literal["token", "feature"], reduction: Reduction
-) -> Tensor:
-    """One modality's half of eq. 12: a scalar from predicted and true features [B, N, D].
+def embedding_loss(predicted: Tensor, target: Tensor, *, normalise: Normalise, reduction: Reduction) -> Tensor:
+    """One modality's half of eq. 12: a scalar from predicted and true features [B, N, D]."""
+    return patch_errors(predicted, embedding_target(target, normalise), reduction).mean()
+
+
+def embedding_target(target: Tensor, normalise: Normalise) -> Tensor:
+    """What the decoder is to say for features [B, N, D].
 
     "The normalized complete original features": each token over its D values (`token`), or each of the D values over
     the batch and its tokens (`feature`), neither with learned scales.
     """
     target = target.float()
     if normalise == "token":
-        target = F.layer_norm(target, target.shape[-1:], eps=TOKEN_EPS)
-    else:
-        mean, variance = target.mean(dim=(0, 1)), target.var(dim=(0, 1), correction=0)
-        target = (target - mean) / (variance + TOKEN_EPS).sqrt()
-    return patch_errors(predicted, target, reduction).mean()
+        return F.layer_norm(target, target.shape[-1:], eps=TOKEN_EPS)
+    mean, variance = target.mean(dim=(0, 1)), target.var(dim=(0, 1), correction=0)
+    return (target - mean) / (variance + TOKEN_EPS).sqrt()
 
 
 def patch_errors(predicted: Tensor, target: Tensor, reduction: Reduction) -> Tensor:

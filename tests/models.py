@@ -1,0 +1,41 @@
+"""Small models and batches for the tests of training/model."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.model import CrossMAE, CrossMAEConfig, crossmae_tiny
+from training.model.config import EmbeddingConfig, EncoderConfig, PixelConfig
+
+TINY = crossmae_tiny()
+SMALLEST = replace(  # for what does not depend on size
+    TINY,
+    encoder=EncoderConfig(dim=32, depth=2, heads=2),
+    pixel=PixelConfig(dim=32, depth=2, heads=2),
+    embedding=EmbeddingConfig(dim=32, depth=1, heads=2),
+)
+
+
+def switched(section: str, **values: Any) -> CrossMAEConfig:
+    """The smallest config with values of one section changed."""
+    return replace(SMALLEST, **{section: replace(getattr(SMALLEST, section), **values)})
+
+
+def build(config: CrossMAEConfig = SMALLEST) -> CrossMAE:
+    """A model with the weights of seed 0."""
+    torch.manual_seed(0)
+    return CrossMAE(config)
+
+
+def batch(size: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    """Image, fbank and seeds of random samples."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(size, 3, 224, 224, generator=generator)
+    return image, torch.randn(size, 1024, 128, generator=generator), torch.arange(size) + 100
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """The gradient of every parameter that has one."""
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

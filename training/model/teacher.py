@@ -1,0 +1,80 @@
+"""Who makes the embedding targets, if not the model itself: a second pair of encoders that no gradient moves.
+
+`ema` (data2vec, BYOL): a running mean of the model's own encoders. `teacher` (supplement, Table 6, "+Teacher-student
+stage", after MAViL): the encoders of a finished first run, frozen.
+"""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from training.model.encoder import Encoder
+
+
+class Teacher(nn.Module):
+    """Copies of both encoders: parts of the state dict, without gradient, always in eval behaviour."""
+
+    def __init__(self, image_encoder: Encoder, audio_encoder: Encoder, *, is_ready: bool) -> None:
+        """With is_ready False it must be given weights (`load`, or a state dict that holds them) before it is asked."""
+        super().__init__()
+        self.image_encoder = copy.deepcopy(image_encoder)
+        self.audio_encoder = copy.deepcopy(audio_encoder)
+        self.is_ready = is_ready
+        self.requires_grad_(False)
+        self.eval()
+        self.register_load_state_dict_pre_hook(_note_weights)
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stays in eval behaviour, whatever the model around it does."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, image: Tensor, fbank: Tensor) -> tuple[Tensor, Tensor]:
+        """Image [B, 3, 224, 224] and fbank [B, 1024, 128] -> features of all tokens, [B, 196, D] and [B, 512, D].
+
+        Raises:
+            ValueError: it was given no weights.
+        """
+        if not self.is_ready:
+            raise ValueError(
+                "embedding.targets is 'teacher', but no teacher was loaded: give the run of the first stage"
+            )
+        return self.image_encoder.full_view(image), self.audio_encoder.full_view(fbank.unsqueeze(1))
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the encoders out of the state of a whole CrossMAE; its other entries are not looked at.
+
+        Raises:
+            ValueError: an encoder's weight is missing or of another shape.
+        """
+        own = self.state_dict()
+        missing = [name for name in own if name not in state]
+        if missing:
+            raise ValueError(f"no teacher: {len(missing)} of {len(own)} weights are missing, the first is {missing[0]}")
+        for name, value in own.items():
+            if state[name].shape != value.shape:
+                raise ValueError(
+                    f"no teacher: {name} is {list(state[name].shape)}, the model's own is {list(value.shape)}:"
+                    " the encoders of both stages have the same size"
+                )
+            value.copy_(state[name])  # state_dict() shares its memory with the module
+        self.is_ready = True
+
+    @torch.no_grad()
+    def follow(self, image_encoder: Encoder, audio_encoder: Encoder, momentum: float) -> None:
+        """Moves each weight to momentum * itself + (1 - momentum) * the model's, in one fused call without a wait.
+
+        The position tables are buffers, which no step moves.
+        """
+        own: list[Tensor] = [*self.image_encoder.parameters(), *self.audio_encoder.parameters()]
+        online: list[Tensor] = [*image_encoder.parameters(), *audio_encoder.parameters()]
+        torch._foreach_lerp_(own, online, 1 - momentum)
+
+
+def _note_weights(module: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+    """Before a state dict is loaded: a checkpoint that holds a teacher makes it ready."""
+    assert isinstance(module, Teacher)
+    module.is_ready |= any(name.startswith(prefix) for name in state)
