@@ -1,0 +1,171 @@
+"""The files in docs/launch: what Accelerate reads, and the Slurm script with stand-ins for Slurm's commands."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+
+from tests.datasets import make_dataset
+from tests.runs import ROOT, SMALL, environment
+from training.checkpoint import checkpoints
+from training.run_folder import read_step_log
+
+LAUNCH = ROOT / "docs" / "launch"
+
+# Runs its command once for each node, all on this machine. On USR1 it signals what SIGNALLED names: only the tasks, or,
+# as Slurm does, every process that descends from them, launchers and loader workers included.
+SRUN = """#!/bin/bash
+while [[ $1 == -* ]]; do shift; done
+below() { for child in $(pgrep -P $1); do echo $child; below $child; done; }
+for ((i = 0; i < SLURM_NNODES; i++)); do SLURM_NODEID=$i "$@" & pids+=($!); done
+hand_on() {
+    targets=(${pids[@]})
+    if [ $SIGNALLED = all ]; then for pid in ${pids[@]}; do targets+=($(below $pid)); done; fi
+    kill -USR1 ${targets[@]}
+}
+trap hand_on USR1
+status=0
+for pid in ${pids[@]}; do
+    while kill -0 $pid 2> /dev/null; do wait $pid; done
+    wait $pid || status=$?
+done
+exit $status
+"""
+# A launcher as Accelerate's for what matters here: its child saves on USR1, it gives no signal on, its status is 1.
+ACCELERATE = """#!/bin/bash
+python -S -c '
+import os, pathlib, signal, sys, time
+def save(*_):
+    pathlib.Path("run/checkpoints/step-00000002").mkdir(parents=True, exist_ok=True)
+    sys.exit(75)
+signal.signal(signal.SIGUSR1, save)
+pathlib.Path("up-" + os.environ["SLURM_NODEID"]).touch()
+time.sleep(25)' &
+wait $! || exit 1
+"""
+SCONTROL = """#!/bin/bash
+case "$1" in
+    show) echo 127.0.0.1 ;;
+    requeue) echo "$2" >> "$STUBS/requeued" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "machines", "processes"),
+    [
+        ("one_gpu", DistributedType.NO, 1, 1),
+        ("one_node_8_gpus", DistributedType.MULTI_GPU, 1, 8),
+        ("four_nodes_8_gpus", DistributedType.MULTI_GPU, 4, 32),
+    ],
+)
+def test_accelerate_reads_the_configurations(name, kind, machines, processes):
+    config = load_config_from_file(str(LAUNCH / f"{name}.yaml"))  # unknown keys are an error there
+    assert config.distributed_type == kind and config.mixed_precision == "bf16"
+    assert (config.num_machines, config.num_processes) == (machines, processes)
+    assert not config.use_cpu
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """Stand-ins for srun and scontrol on PATH, and what Slurm tells a job of two nodes with a GPU each."""
+    stubs = tmp_path / "stubs"
+    stubs.mkdir()
+    stub(stubs / "srun", SRUN)
+    stub(stubs / "scontrol", SCONTROL)
+    path = f"{stubs}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2"}
+    return environment() | job | {"SLURM_GPUS_ON_NODE": "1", "SIGNALLED": "all", "STUBS": str(stubs), "PATH": path}
+
+
+def stub(path, text):
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def start(slurm, folder, *arguments):
+    """The script as the job that `slurm` describes."""
+    return subprocess.Popen(
+        ["bash", str(LAUNCH / "pretrain.slurm"), *arguments],
+        cwd=folder,
+        env=slurm,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def requeued(slurm):
+    """The jobs that were put back in the queue."""
+    log = Path(slurm["STUBS"]) / "requeued"
+    return log.read_text().split() if log.exists() else []
+
+
+def wait_until(condition, job):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert job.poll() is None, job.stdout.read()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_signalled_job_saves_comes_back_and_goes_on(tmp_path, slurm):
+    """With Accelerate and train.py: two nodes, a process each."""
+    run, dataset = tmp_path / "run", make_dataset(tmp_path / "data", (7, 6))
+    arguments = [str(run), *SMALL, f"--data={dataset}", "--steps=12", "--batch-size=4", "--save-every=100"]
+    arguments += ["--log-every=1", "--mixed-precision=no", "--workers=1"]
+    job = start(slurm, ROOT, *arguments)
+    wait_until(lambda: read_step_log(run / "metrics.jsonl"), job)
+    job.send_signal(signal.SIGUSR1)
+    said, _ = job.communicate(timeout=120)
+    assert job.returncode != 0 and "2 processes" in said and "stopped on a signal" in said, said[-3000:]
+    assert len(checkpoints(run)) == 1 and checkpoints(run)[0].name < "step-00000012"
+    assert requeued(slurm) == [slurm["SLURM_JOB_ID"]]
+
+    job = start(slurm, ROOT, *arguments)
+    said, _ = job.communicate(timeout=120)
+    assert job.returncode == 0 and "resuming" in said, said[-3000:]
+    assert checkpoints(run)[-1].name == "step-00000012"
+    assert [line["step"] for line in read_step_log(run / "metrics.jsonl")] == list(range(1, 13))
+    assert requeued(slurm) == [slurm["SLURM_JOB_ID"]]
+
+
+@pytest.mark.parametrize("reach", ["all", "tasks"])
+@pytest.mark.parametrize(("number", "comes_back"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+def test_the_signal_reaches_the_training_processes_of_each_node(tmp_path, slurm, reach, number, comes_back):
+    stub(Path(slurm["STUBS"]) / "accelerate", ACCELERATE)
+    if comes_back:  # for the warning alone, though it gets no further
+        (tmp_path / "run" / "checkpoints" / "step-00000003").mkdir(parents=True)
+    job = start(slurm | {"SIGNALLED": reach}, tmp_path, "run", "--data", "x")
+    wait_until(lambda: (tmp_path / "up-0").exists() and (tmp_path / "up-1").exists(), job)
+    job.send_signal(number)
+    job.communicate(timeout=30)
+    assert job.returncode == 1 and (tmp_path / "run" / "checkpoints" / "step-00000002").is_dir()
+    assert requeued(slurm) == ([slurm["SLURM_JOB_ID"]] if comes_back else [])
+
+
+@pytest.mark.parametrize(
+    ("srun", "status", "comes_back"),
+    [
+        ("exit 0", 0, False),
+        ("exit 1", 1, False),
+        ("mkdir -p run/checkpoints/step-00000002; exit 1", 1, False),  # no further than before
+        ("mkdir -p run/checkpoints/step-00000003.tmp; exit 1", 1, False),
+        ("mkdir -p run/checkpoints/step-00000003; exit 1", 1, True),
+        ("mkdir -p run/checkpoints/step-100000000; exit 1", 1, True),
+        ("mkdir -p run/checkpoints/step-00000003; exit 0", 0, False),
+    ],
+)
+def test_a_job_that_failed_comes_back_if_it_got_further(tmp_path, slurm, srun, status, comes_back):
+    (tmp_path / "run" / "checkpoints" / "step-00000002").mkdir(parents=True)
+    stub(Path(slurm["STUBS"]) / "srun", f"#!/bin/bash\n{srun}\n")
+    job = start(slurm, tmp_path, "run", "--data", "x")
+    job.communicate(timeout=30)
+    assert job.returncode == status
+    assert requeued(slurm) == ([slurm["SLURM_JOB_ID"]] if comes_back else [])

@@ -1,0 +1,261 @@
+"""Weights to start from: --init-visual FILE, --init-audio FILE, --init RUN.
+
+initialise           encoders from files of MAE, AudioMAE, timm, CAV-MAE or CrossMAE
+initialise_from_run  every part that another CrossMAE run shares with the model
+
+docs/checkpoints.md says what of each layout is loaded, adapted and left. D is the width, N the patches: 196 or 512.
+"""
+
+import argparse
+import pickle
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from shards_spec.errors import UserError
+from training.checkpoint import WEIGHTS_FILE, find_checkpoint
+from training.model import CrossMAE
+from training.model.encoder import Encoder
+from training.model.patches import FBANK_GRID
+
+Modality = Literal["image", "audio"]
+_KERNEL = "patch_embed.proj.weight"
+_POSITIONS = "pos_embed"
+_ENCODERS = ("image_encoder.", "audio_encoder.")
+_TEACHER = "teacher."
+# What may stay in a file without changing what its encoder computes; of anything else we would not know.
+_NOT_ENCODER = ("decoder", "mask_token", "head", "pre_logits")
+_CAV_LETTER: dict[Modality, str] = {"image": "v", "audio": "a"}
+
+
+@dataclass
+class _Found:
+    """What a file holds for one encoder, under our names, and what is to be said of it."""
+
+    layout: str
+    state: dict[str, Tensor]
+    left: list[str] = field(default_factory=list)  # the file's names that are not used
+    adapted: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)  # ours, where the file has nothing that fits
+    own: set[str] = field(default_factory=set)  # names of the encoder's state that keep their start
+
+
+def initialise(model: CrossMAE, *, visual: Path | None, audio: Path | None) -> list[str]:
+    """Loads the encoders from files; None leaves one as it is. Returns the lines to print.
+
+    To be called before the model is moved, wrapped or trained, and not when resuming. A running mean of the encoders
+    (targets `ema`) starts at what was loaded.
+
+    Raises:
+        UserError: a file cannot be read, is of a layout that is not known, or of another size than the encoder; the
+            model is then as it was.
+    """
+    lines: list[str] = []
+    wanted: list[tuple[Modality, Encoder, Path | None]] = [
+        ("image", model.image_encoder, visual),
+        ("audio", model.audio_encoder, audio),
+    ]
+    ready = []
+    for modality, encoder, path in wanted:
+        if path is not None:
+            own = encoder.state_dict()
+            found = _translate(_read(path), modality, path)
+            _fit_positions(found, own, modality)
+            _check(found, own, modality, path)
+            ready.append((encoder, {name: own[name] for name in found.own} | found.state))
+            lines += _lines(found, modality, path)
+    for encoder, state in ready:
+        encoder.load_state_dict(state)
+    model.reset_teacher()
+    return lines
+
+
+def initialise_from_run(model: CrossMAE, checkpoint: Path) -> list[str]:
+    """Loads every part that a CrossMAE checkpoint has under the same name and shape. Returns the lines to print.
+
+    The encoders must be there whole; the other parts of the model keep their start where the checkpoint has nothing
+    for them, as a decoder's cross-attention when the run was a SelfMAE. A teacher is not taken over: targets `ema`
+    start at the encoders.
+
+    Args:
+        model: fresh, not yet moved or wrapped.
+        checkpoint: a checkpoint, a run folder (its newest), or a folder of `save_pretrained`.
+
+    Raises:
+        UserError: there is none, or its encoders are of another size.
+    """
+    folder = checkpoint if (checkpoint / WEIGHTS_FILE).is_file() else find_checkpoint(checkpoint)
+    path = folder / WEIGHTS_FILE
+    theirs = {name: value for name, value in _read(path).items() if not name.startswith(_TEACHER)}
+    ours = {name: value for name, value in model.state_dict().items() if not name.startswith(_TEACHER)}
+    for name, value in ours.items():
+        if name.startswith(_ENCODERS) and (name not in theirs or theirs[name].shape != value.shape):
+            got = list(theirs[name].shape) if name in theirs else "missing"
+            raise UserError(
+                f"{path} holds other encoders: {name} is {got}, expected {list(value.shape)};"
+                " give a run with the same --preset and --model.encoder"
+            )
+    matched = {name: theirs[name] for name in ours if name in theirs and theirs[name].shape == ours[name].shape}
+    model.load_state_dict(matched, strict=False)
+    model.reset_teacher()
+    lines = [f"{len(matched)} of {len(ours)} tensors from {folder}: {_groups(matched)}"]
+    if fresh := [name for name in ours if name not in matched]:
+        lines.append(f"  not in it, or of another shape, so from a random start: {_groups(fresh)}")
+    if left := [name for name in theirs if name not in matched]:
+        lines.append(f"  left in the file: {_groups(left)}")
+    return lines
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, without the wrapping of trainers. Nothing in the file is executed."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, expected a file of weights: to start from a CrossMAE run use --init")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # MAE's files hold their options beside the model
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} is no PyTorch file, or holds more than tensors and plain values, and nothing in a file is"
+            " executed: save its state dict again with safetensors"
+        ) from None
+    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
+        reason = (str(error) or "it is empty").splitlines()[0]
+        raise UserError(f"{path} cannot be read ({reason}): expected a PyTorch or safetensors file") from None
+    for wrapper in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    tensors = {}
+    if isinstance(content, dict):
+        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    return {name.removeprefix("module."): value for name, value in tensors.items()}
+
+
+def _translate(tensors: dict[str, Tensor], modality: Modality, path: Path) -> _Found:
+    """A file's tensors under the names of our encoder."""
+    prefix = f"{modality}_encoder."
+    if f"{prefix}{_KERNEL}" in tensors:
+        return _Found(
+            "CrossMAE",
+            state={name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)},
+            left=[name for name in tensors if not name.startswith(prefix)],
+        )
+    if "patch_embed_a.proj.weight" in tensors and "blocks_a.0.attn.qkv.weight" in tensors:
+        return _from_cav_mae(tensors, modality, path)
+    if _KERNEL in tensors and "blocks.0.attn.qkv.weight" in tensors:
+        return _from_vit(tensors, modality)
+    begins = ", ".join(list(tensors)[:3]) or "no tensors"
+    raise UserError(
+        f"{path} has none of the layouts that can be read (MAE, AudioMAE, timm's ViT, CAV-MAE, CrossMAE):"
+        f" it begins with {begins}"
+    )
+
+
+def _from_vit(tensors: dict[str, Tensor], modality: Modality) -> _Found:
+    """MAE, AudioMAE and timm: our names. A decoder and a classifier's head are left."""
+    left = [name for name in tensors if name.startswith(_NOT_ENCODER)]
+    found = _Found("MAE, AudioMAE, timm", {name: v for name, v in tensors.items() if name not in set(left)}, left)
+    kernel = found.state[_KERNEL]
+    if modality == "audio" and kernel.ndim == 4 and kernel.shape[1] == 3:
+        found.state[_KERNEL] = kernel.sum(dim=1, keepdim=True)
+        found.adapted.append(f"{_KERNEL} (summed over the three colours)")
+    return found
+
+
+def _from_cav_mae(tensors: dict[str, Tensor], modality: Modality, path: Path) -> _Found:
+    """One modality of CAV-MAE, as its forward_encoder takes it: own blocks, then the shared one with its own norms.
+
+    CAV-MAE sees the spectrogram as [mel, time], with patch f * 64 + t; ours is [time, mel], with patch t * 8 + f. So
+    the positions are permuted and the kernel is transposed; the output is then the same, permuted likewise.
+    """
+    letter = _CAV_LETTER[modality]
+    state = {f"norm.{part}": f"norm_{letter}.{part}" for part in ("weight", "bias")}  # our name: its name
+    state |= {f"patch_embed.proj.{part}": f"patch_embed_{letter}.proj.{part}" for part in ("weight", "bias")}
+    own, shared = (_depth(tensors, stem) for stem in (f"blocks_{letter}.", "blocks_u."))
+    for i in range(own + shared):
+        source, norm = (f"blocks_{letter}.{i}", "") if i < own else (f"blocks_u.{i - own}", f"_{letter}")
+        for layer in ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+            for part in ("weight", "bias"):
+                theirs = f"{layer}{norm}" if layer.startswith("norm") else layer
+                state[f"blocks.{i}.{layer}.{part}"] = f"{source}.{theirs}.{part}"
+    positions, token = f"pos_embed_{letter}", f"modality_{letter}"
+    for name in (*state.values(), positions, token):
+        if name not in tensors:
+            raise UserError(f"{path} is a damaged file of CAV-MAE: {name} is missing")
+    found = _Found("CAV-MAE", {ours: tensors[theirs] for ours, theirs in state.items()})
+    table = tensors[positions]
+    if modality == "audio":
+        time, mel = FBANK_GRID
+        if table.shape[1] != time * mel:
+            raise UserError(f"{path}: {positions} has {table.shape[1]} positions, expected {time * mel}")
+        table = table.unflatten(1, (mel, time)).transpose(1, 2).flatten(1, 2)
+        found.state[_KERNEL] = found.state[_KERNEL].transpose(2, 3).contiguous()
+        found.adapted += ["order of positions (f * 64 + t to t * 8 + f)", f"{_KERNEL} (transposed)"]
+    found.state[_POSITIONS] = table + tensors[token]
+    found.adapted += [f"{token} (added to the positions)", "layer norms (eps 1e-5 there, 1e-6 here)"]
+    found.own.add("cls_token")
+    found.kept.append("cls_token (there is none)")
+    used = {*state.values(), positions, token}
+    found.left = [name for name in tensors if name not in used]
+    return found
+
+
+def _fit_positions(found: _Found, own: dict[str, Tensor], modality: Modality) -> None:
+    """Makes the file's table fit ours, [1, 1 + N, D], where the sum of token and position stays what it was."""
+    ours, theirs = own[_POSITIONS], found.state.get(_POSITIONS)
+    if theirs is None or theirs.ndim != 3 or theirs.shape[2] != ours.shape[2] or theirs.shape == ours.shape:
+        return  # fits, or `_check` says what is wrong
+    if theirs.shape[1] == ours.shape[1] - 1:  # none for [CLS]
+        found.state[_POSITIONS] = torch.cat([torch.zeros_like(theirs[:, :1]), theirs], dim=1)
+    elif modality == "audio" and theirs.shape[1] == 197 and found.layout != "CAV-MAE":
+        found.state[_POSITIONS] = torch.cat([theirs[:, :1], ours[:, 1:].to(theirs.dtype)], dim=1)
+        found.kept.append("positions of the patches (14 x 14 do not fit 64 x 8), but that of [CLS] is the file's")
+
+
+def _check(found: _Found, own: dict[str, Tensor], modality: Modality, path: Path) -> None:
+    """Refuses what does not fit the encoder, naming the first difference."""
+    depth, width = (_depth(own, "blocks."), own["norm.weight"].shape[0])
+    got = (_depth(found.state, "blocks."), found.state[_KERNEL].shape[0])
+    if got != (depth, width):
+        raise UserError(
+            f"{path} holds {got[0]} blocks of width {got[1]}, the encoder has {depth} of width {width}:"
+            " choose the --preset or the --model.encoder that fits, or another file"
+        )
+    if unknown := [name for name in found.state if name not in own]:
+        raise UserError(f"{path} holds a ViT of another kind: it has {_groups(unknown)}, which our encoder has not")
+    if missing := [name for name in own if name not in found.state and name not in found.own]:
+        raise UserError(f"{path} holds no whole encoder: {len(missing)} tensors are missing, the first is {missing[0]}")
+    for name, value in found.state.items():
+        if value.shape != own[name].shape:
+            raise UserError(
+                f"{path}: {name} is {list(value.shape)}, expected {list(own[name].shape)} of the {modality} encoder"
+            )
+
+
+def _depth(names: Iterable[str], stem: str) -> int:
+    return len({name.removeprefix(stem).split(".")[0] for name in names if name.startswith(stem)})
+
+
+def _lines(found: _Found, modality: Modality, path: Path) -> list[str]:
+    lines = [f"{modality} encoder: {len(found.state)} tensors from {path} (layout of {found.layout})"]
+    if found.adapted:
+        lines.append(f"  adapted: {', '.join(found.adapted)}")
+    if found.kept:
+        lines.append(f"  kept as they start here: {', '.join(found.kept)}")
+    if found.left:
+        lines.append(f"  left in the file: {_groups(found.left)}")
+    return lines
+
+
+def _groups(names: Iterable[str]) -> str:
+    """Names by their first part, counted: `decoder_blocks (96), mask_token`."""
+    counts = Counter(name.split(".")[0] for name in names)
+    return ", ".join(name if count == 1 else f"{name} ({count})" for name, count in counts.items())
