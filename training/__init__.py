@@ -5,5 +5,6 @@ model/          CrossMAE and its losses
 config.py       what a run can be told
 train.py        the loop
 checkpoint.py   folders that are whole or absent
-evaluate.py     from a checkpoint to numbers
+evaluate.py     from a checkpoint to numbers (evaluation/)
+finetune/       encoders and a linear head, for classification
 """

@@ -23,10 +23,12 @@ from training.model.config import (
     crossmae_small,
     crossmae_tiny,
     with_variant,
+    world_small,
+    world_tiny,
 )
 from training.stream.cache_folder import DEFAULT_SIZE, parse_size
 
-Preset = Literal["crossmae-base", "crossmae-large", "crossmae-small", "crossmae-tiny"]
+Preset = Literal["crossmae-base", "crossmae-large", "crossmae-small", "crossmae-tiny", "world-small", "world-tiny"]
 Variant = Literal["crossmae", "cl-av", "selfmae", "cl-selfmae", "cl-crosscdtmae", "cl-crossembmae"]
 MixedPrecision = Literal["no", "bf16", "fp16"]
 
@@ -189,6 +191,15 @@ class TrainConfig(RunConfig):
     """Model size and the settings that go with it."""
     variant: Variant = "crossmae"
     """Row of the paper's Table 2."""
+    init: Path | None = None
+    """Start from the weights of another run or checkpoint: every part of the same name and shape."""
+    init_visual: Path | None = None
+    """Start the image encoder from this file: MAE, CAV-MAE, or safetensors (docs/checkpoints.md)."""
+    init_audio: Path | None = None
+    """Start the audio encoder from this file: AudioMAE, CAV-MAE, MAE (its RGB kernel summed), or safetensors."""
+    teacher: Path | None = None
+    """With --model.embedding.targets teacher: the run or checkpoint of the first stage, whose encoders give the targets
+    (supplement, Table 6, "+Teacher-student stage")."""
     contrast_cache: bool = False
     """With --device-batch-size: the contrastive loss of the whole batch all the same (GradCache, Gao et al. 2021),
     for one more forward pass of both encoders. Without it the loss sees the pieces only."""
@@ -211,6 +222,8 @@ _PRESETS: dict[Preset, Callable[[], CrossMAEConfig]] = {
     "crossmae-large": crossmae_large,
     "crossmae-small": crossmae_small,
     "crossmae-tiny": crossmae_tiny,
+    "world-small": world_small,
+    "world-tiny": world_tiny,
 }
 assert set(_PRESETS) == set(get_args(Preset))
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -16,23 +15,22 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from shards_spec.errors import UserError
 from training.checkpoint import (
     CONFIG_FILE,
     UNKNOWN_OFFSET,
     TrainState,
     checkpoints,
-    find_checkpoint,
     load_optimizer,
     load_weights,
-    read_json,
     read_state,
     save_checkpoint,
     write_json,
 )
 from training.config import RunConfig
+from training.flops import peak_flops
 from training.optimizer import gradient_norms, learning_rate
 from training.processes import StopRequest
+from training.resume import check_same_run, checkpoint_to_resume
 from training.run_folder import METRICS_FILE, StepLog, keys_file
 from training.stream.ahead import check_cache
 from training.stream.index import DatasetIndex
@@ -61,10 +59,17 @@ class Inputs:
 class Task(Protocol):
     """What the loop trains. Pre-training is one (train.py), fine-tuning another (finetune.py)."""
 
-    weights: nn.Module
-    """The model as it is saved: all that inference and resuming need of it."""
-    identity: tuple[str, ...]
-    """Keys of config.json in which a checkpoint must agree with the run that resumes it."""
+    @property
+    def weights(self) -> nn.Module:
+        """The model as it is saved: all that inference and resuming need of it."""
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """Keys of config.json in which a checkpoint must agree with the run that resumes it."""
+
+    @property
+    def needs_all_pieces(self) -> bool:
+        """Whether `look_ahead` must see all pieces of a step before the first is taken."""
 
     def initialise(self) -> list[str]:
         """Prepares the weights of a run that does not resume; what it did, in lines to print."""
@@ -75,9 +80,6 @@ class Task(Protocol):
     def look_ahead(self, pieces: list[Inputs]) -> None:
         """Called before the first piece of a step where `needs_all_pieces`."""
 
-    needs_all_pieces: bool
-    """Whether `look_ahead` must see all pieces of a step before the first is taken."""
-
     def losses(self, model: nn.Module, inputs: Inputs, piece: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a piece of the batch, and its parts, scalars without gradient."""
 
@@ -86,6 +88,9 @@ class Task(Protocol):
 
     def diagnose(self, inputs: Inputs) -> dict[str, Tensor]:
         """What tells learning from collapse: scalars on the device."""
+
+    def flops_per_sample(self) -> int | None:
+        """Floating-point operations of a step for a sample, forward and backward; None where nobody counted them."""
 
 
 @dataclass
@@ -116,9 +121,9 @@ class Loop:
         self.normalise = Normalise(mean, std).to(accelerator.device)
 
         self.step, self.place = 0, Place()
-        self.resumed = self._checkpoint_to_resume()
+        self.resumed = checkpoint_to_resume(config)
         if self.resumed is not None:
-            self._check_same_run(self.resumed)
+            check_same_run(self.resumed, config, index.fingerprint, ("order", *task.identity))
             load_weights(self.resumed, task.weights)
             state = read_state(self.resumed)
             self.step, self.place = state.step, state.place
@@ -134,6 +139,7 @@ class Loop:
             self.optimizer.load_state_dict(saved["optimizer"])
             if accelerator.scaler is not None and "scaler" in saved:
                 accelerator.scaler.load_state_dict(saved["scaler"])
+        self.flops_limit = self._flops_limit()
         self._open_run_folder()
 
     # ---------------------------------------------------------------- the loop
@@ -253,34 +259,6 @@ class Loop:
         left = self.config.epochs * len(self.index) - self.place.samples_done(len(self.index))
         return self.step + max(0, -int(-left // self.config.batch_size))
 
-    # ---------------------------------------------------------------- what it resumes from
-
-    def _checkpoint_to_resume(self) -> Path | None:
-        resume, out = self.config.resume, self.config.out
-        if isinstance(resume, Path):
-            return find_checkpoint(resume)
-        found = checkpoints(out)
-        if found and resume == "never":
-            raise UserError(f"{out} holds checkpoints up to {found[-1].name}: use --resume auto or another --out")
-        return found[-1] if found else None
-
-    def _check_same_run(self, checkpoint: Path) -> None:
-        """Refuses a checkpoint of another model, dataset or seed, naming what differs."""
-        state = read_state(checkpoint)
-        fingerprint = self.index.fingerprint
-        if state.fingerprint != fingerprint:
-            raise UserError(
-                f"{checkpoint} was trained on another dataset: its fingerprint is {state.fingerprint[:12]},"
-                f" that of {', '.join(map(str, self.config.data))} is {fingerprint[:12]}"
-            )
-        if state.seed != self.config.seed:
-            raise UserError(f"{checkpoint} was trained with --seed {state.seed}, not {self.config.seed}")
-        theirs, ours = read_json(checkpoint / CONFIG_FILE), self.config.to_dict()
-        for name in ("order", *self.task.identity):
-            if differing := sorted(_differences(theirs.get(name), ours[name], name)):
-                kind = "was trained in another order" if name == "order" else f"holds another {name}"
-                raise UserError(f"{checkpoint} {kind}: {'; '.join(differing[:3])}")
-
     # ---------------------------------------------------------------- what it writes
 
     def _say(self, line: str) -> None:
@@ -296,7 +274,8 @@ class Loop:
         self.keys_log = StepLog(out / keys_file(rank), self.step) if self.config.trace_keys else None
         self.metrics_log = StepLog(out / METRICS_FILE, self.step) if self.is_main else None
         if self.config.report_to:
-            self.accelerator.init_trackers("crossmae", config={"command": str(self.config.to_dict())})
+            told = {name: str(value) for name, value in self.config.to_dict().items()}
+            self.accelerator.init_trackers("tracker", config=told)
         if not self.is_main:
             return
         write_json(out / CONFIG_FILE, self.config.to_dict())
@@ -320,6 +299,7 @@ class Loop:
         seconds = time.perf_counter() - window.started
         for message in window.replaced:
             self._warn(f"skipped: {message}")
+        samples = len(parts) * self.config.batch_size
         skipped = torch.tensor(len(window.replaced), device=self.accelerator.device)
         line = {
             "step": self.step,
@@ -327,8 +307,9 @@ class Loop:
             "cursor": self.place.cursor,
             **dict(zip(["loss", *self.part_names, "grad_norm"], parts.mean(dim=0).tolist(), strict=True)),
             "lr": self.optimizer.param_groups[0]["lr"],
-            "samples_per_second": len(parts) * self.config.batch_size / seconds,
+            "samples_per_second": samples / seconds,
             "data_wait": window.waited / seconds,
+            **({"mfu": samples / seconds / self.flops_limit} if self.flops_limit else {}),
             "bad_samples": int(self.accelerator.reduce(skipped)),
             "seconds": seconds,
             **self._diagnosis(window),
@@ -343,6 +324,13 @@ class Loop:
                     f" {line['samples_per_second']:.1f} samples/s data wait {line['data_wait']:.0%}"
                 )
         return line
+
+    def _flops_limit(self) -> float | None:
+        """Samples a second that would take all that the devices can compute; None where one of the two is not known."""
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision, torch.float32)
+        peak = peak_flops(self.accelerator.device, dtype)
+        flops = None if peak is None else self.task.flops_per_sample()
+        return None if peak is None or flops is None else peak * self.world / flops
 
     def _diagnosis(self, window: Window) -> dict[str, float]:
         """The window's diagnosis, the mean over the processes."""
@@ -401,17 +389,9 @@ class Loop:
             self._warn(f"{message}; going on to the next save")
 
     def _close(self, stopped_by: int | None) -> None:
+        self.accelerator.wait_for_everyone()  # the launcher kills what runs on after one has ended
         for log in (self.metrics_log, self.keys_log):
             if log is not None:
                 log.close()
         end = "done" if stopped_by is None else "stopped on a signal; the same command goes on"
         self._say(f"{end}: step {self.step} of {self.steps}, {self.config.out}")
-
-
-def _differences(theirs: Any, ours: Any, name: str) -> Iterator[str]:
-    """Where two nested configurations differ, as `name is A, asked for B`."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        for key in theirs.keys() | ours.keys():
-            yield from _differences(theirs.get(key), ours.get(key), f"{name}.{key}")
-    elif theirs != ours:
-        yield f"{name} is {theirs}, asked for {ours}"

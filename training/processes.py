@@ -79,6 +79,12 @@ class StopRequest:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
 
+    def interrupts(self) -> bool:
+        """Whether a wait for data should be broken off: one process may stop at any time, the state is that after its
+        last step. Several go on waiting: others may be in the step already and wait for this process there.
+        """
+        return self._group is None and self.signal is not None
+
     def agreed(self) -> bool:
         """Whether to stop after this step. Every process must call this once a step."""
         if self._group is None:

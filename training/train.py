@@ -1,16 +1,27 @@
 """Pre-training: `accelerate launch train.py --data DIR --out RUN`. The loop is in loop.py, the model in model/."""
 
 import sys
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from shards_spec.command_line import one_line_errors
-from shards_spec.errors import DamagedSampleError
+from shards_spec.errors import DamagedSampleError, UserError
+from training.checkpoint import WEIGHTS_FILE, find_checkpoint
 from training.config import TrainConfig, parse_arguments
+from training.contrast_cache import cache_contrast
+from training.finetune.config import FinetuneConfig, parse_finetune
+from training.finetune.finetune import make_finetune_loop
+from training.flops import flops_per_sample
+from training.initial_weights import initialise, initialise_from_run
 from training.loop import Inputs, Loop, NonFiniteLossError, NotSavedError
+from training.model.contrast import CachedContrast
 from training.model.crossmae import CrossMAE
+from training.model.diagnostics import diagnose
 from training.optimizer import make_optimizer
 from training.processes import start_processes
 from training.stream.cache_folder import FetchError
@@ -24,10 +35,18 @@ EXIT_STOPPED = 75  # saved and stopped on a signal, to be continued (EX_TEMPFAIL
 def main(arguments: list[str] | None = None) -> None:
     """The command train.py. Exit status: 0 done, 2 a user's mistake, 75 stopped on a signal after saving."""
     with one_line_errors("train.py"):
-        config = parse_arguments(arguments)
+        config: TrainConfig | FinetuneConfig
+        words = sys.argv[1:] if arguments is None else arguments
+        is_finetuning = words[:1] == ["finetune"]
+        config = parse_finetune(words[1:]) if is_finetuning else parse_arguments(words)
         accelerator = start_processes(config)
         try:
-            finished = make_loop(config, accelerator).train()
+            loop = (
+                make_loop(config, accelerator)
+                if isinstance(config, TrainConfig)
+                else make_finetune_loop(config, accelerator)
+            )
+            finished = loop.train()
         except (DamagedSampleError, WorkerError, NonFiniteLossError, FetchError, NotSavedError) as error:
             print(f"train.py: stopped: {error}", file=sys.stderr)
             raise SystemExit(1) from None
@@ -48,32 +67,57 @@ class Pretraining:
     """CrossMAE and its loss, for the loop."""
 
     identity: tuple[str, ...] = ("model",)
-    needs_all_pieces = False
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         torch.manual_seed(config.seed)
-        self.weights: nn.Module = CrossMAE(config.model)
+        self.weights = CrossMAE(config.model)
+        self.needs_all_pieces = config.contrast_cache and config.model.contrast.enabled
+        self._cached: list[CachedContrast] = []
 
     def initialise(self) -> list[str]:
-        """Nothing: the weights are drawn from the seed."""
-        return []
+        """Weights from --init, --init-visual and --init-audio, and the teacher; what is left is drawn from the seed."""
+        config, said = self.config, []
+        if config.init is not None:
+            said += initialise_from_run(self.weights, config.init)
+        if config.init_visual is not None or config.init_audio is not None:
+            said += initialise(self.weights, visual=config.init_visual, audio=config.init_audio)
+        if config.teacher is not None:
+            said.append(self._take_teacher(find_checkpoint(config.teacher)))
+        elif config.model.embedding.enabled and config.model.embedding.targets == "teacher":
+            raise UserError("--model.embedding.targets teacher needs --teacher RUN, the run of the first stage")
+        self.weights.reset_teacher()
+        return said
+
+    def _take_teacher(self, checkpoint: Path) -> str:
+        try:
+            self.weights.set_teacher(load_file(checkpoint / WEIGHTS_FILE))
+        except (ValueError, OSError, SafetensorError) as error:
+            raise UserError(f"--teacher {checkpoint}: {error}") from error
+        return f"the embedding targets are those of {checkpoint}"
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """AdamW, one rate for all."""
         return make_optimizer(self.weights, self.config.optimizer, fused=True)
 
     def look_ahead(self, pieces: list[Inputs]) -> None:
-        """Not needed."""
+        """The contrastive loss of the whole batch, for --contrast-cache."""
+        self._cached = cache_contrast(self.weights, pieces)
 
     def losses(self, model: nn.Module, inputs: Inputs, piece: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 13 and its parts."""
-        output = model(inputs.image, inputs.fbank, inputs.seeds)
+        cached = self._cached[piece] if self.needs_all_pieces else None
+        output = model(inputs.image, inputs.fbank, inputs.seeds, cached)
         return output.loss, output.parts
 
     def after_step(self) -> None:
-        """Nothing to do."""
+        """Moves the running mean of the encoders, where that gives the targets."""
+        self.weights.update_teacher()
 
     def diagnose(self, inputs: Inputs) -> dict[str, Tensor]:
-        """Nothing yet."""
-        return {}
+        """What docs/model.md lists."""
+        return diagnose(self.weights, inputs.image, inputs.fbank, inputs.seeds)
+
+    def flops_per_sample(self) -> int | None:
+        """Of the whole model, counted."""
+        return flops_per_sample(self.config.model)
