@@ -16,6 +16,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
         self.open, self.tags, self.text = [], [], ""
+        self.rows = []  # the texts of the cells of every table row
         self.feed(text)
         self.close()
         assert not self.open, f"never closed: {self.open}"
@@ -24,6 +25,10 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attributes)))
         if tag not in VOID:
             self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("th", "td"):
+            self.rows[-1].append("")
 
     def handle_startendtag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
@@ -33,6 +38,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+        if {"th", "td"} & set(self.open):
+            self.rows[-1][-1] += data
 
     def all(self, tag, kind=""):
         """Attributes of every `tag` whose class begins with `kind`."""
@@ -43,7 +50,7 @@ class Page(HTMLParser):
         found = []
         for attributes in self.all("img"):
             start, payload = attributes["src"].split(",", 1)
-            assert start in ("data:image/png;base64", "data:image/jpeg;base64")
+            assert start in ("data:image/png;base64", "data:image/jpeg;base64", "data:image/webp;base64")
             image = Image.open(io.BytesIO(base64.b64decode(payload)))
             assert image.size == (int(attributes["width"]), int(attributes["height"]))
             found.append((attributes["alt"], np.asarray(image.convert("RGBA"))))

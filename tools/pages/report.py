@@ -1,32 +1,30 @@
-"""The page of a report: facts in, one HTML document out. Nothing external, no script; all text is escaped here.
+"""The page of a report: facts of one run or several in, one HTML document out. Nothing external, no script.
 
-The page depends on its facts alone: equal runs give equal bytes.
+The page depends on its facts alone: equal runs give equal bytes. A section without facts is left out.
 """
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from html import escape
+from dataclasses import dataclass, field
 from typing import Any
 
-from tools.pages.curves import Unit, curve, number
-from tools.pages.pictures import Picture, Triple
+from tools.pages.configuration import configuration, differences, setting
+from tools.pages.curves import number
+from tools.pages.metrics import Line, is_finite, metric_groups
+from tools.pages.panels import STYLE as CURVES_STYLE
+from tools.pages.panels import curves_section
+from tools.pages.report_pictures import (
+    Localized,
+    Queries,
+    Retrieved,
+    Sample,
+    localization_section,
+    queries_section,
+    retrieval_section,
+    samples_section,
+)
 from tools.pages.report_style import STYLE
-from tools.pages.web_page import document, drawn, key_facts, text
-from training.evaluation.retrieval import RANKS
-
-Line = dict[str, Any]  # of metrics.jsonl
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One sample's pictures."""
-
-    key: str
-    labels: list[str]
-    seconds: float  # of the spectrogram
-    image: Triple
-    audio: Triple
+from tools.pages.results import Result, results_section
+from tools.pages.tables import results_table
+from tools.pages.web_page import document, key_facts, notices, text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,285 +33,177 @@ class DatasetFacts:
 
     folder: str
     samples: int
-    is_training_set: bool
+    is_training_set: list[bool]  # of each run
 
 
-@dataclass(frozen=True, kw_only=True)
-class RetrievalFacts:
-    """What evaluate.py retrieval wrote. Rows map "1", "5", "10" and "median" to numbers."""
-
-    pool: int
-    data: str
-    is_training_set: bool
-    step: int
-    rows: dict[str, dict[str, float]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """Everything the page shows."""
+@dataclass(kw_only=True)
+class Run:
+    """What is known of a run. `step` is its newest checkpoint's, None where there is none."""
 
     name: str
-    config: dict[str, Any]  # of the run, as config.json holds it
-    step: int  # of the checkpoint
-    epochs: float | None
-    parameters: int
+    config: dict[str, Any]  # as config.json holds it
     metrics: list[Line]
-    dataset: DatasetFacts | None
-    samples: list[Sample]
-    retrieval: RetrievalFacts | None
+    results: list[Result] = field(default_factory=list)
+    step: int | None = None
+    epochs: float | None = None
+    parameters: int | None = None
 
     def setting(self, name: str) -> Any:
         """A value of the configuration by its dotted name; None where it has none."""
-        value: Any = self.config
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        return value
+        return setting(self.config, name)
+
+
+@dataclass(kw_only=True)
+class Report:
+    """Everything the page shows. `notices` say what is not there, and why."""
+
+    runs: list[Run]
+    dataset: DatasetFacts | None = None
+    samples: list[Sample] = field(default_factory=list)
+    queries: list[Queries] = field(default_factory=list)
+    query_spread: dict[int, tuple[float, float]] = field(default_factory=dict)
+    localized: list[Localized] = field(default_factory=list)
+    retrieved: list[Retrieved] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the runs."""
+        return [run.name for run in self.runs]
 
 
 def page(report: Report) -> str:
     """The HTML document."""
-    sections = [_header(report), _curves(report.metrics), _retrieval(report), _samples(report)]
-    return document(title=f"{report.name}, CrossMAE", style=STYLE, sections=sections)
+    names = report.names
+    title = names[0] if len(names) == 1 else f"{len(names)} runs"
+    sections = [
+        _header(report, title),
+        results_section(names, [run.results for run in report.runs], [run.step for run in report.runs]),
+        curves_section("Training", metric_groups([run.metrics for run in report.runs]), names=names),
+        samples_section(names, report.samples, _samples_note(report)),
+        queries_section(names, report.queries, _queries_note(report)),
+        localization_section(names, report.localized, _LOCALIZATION_NOTE),
+        retrieval_section(names, report.retrieved, _retrieval_note(report)),
+    ]
+    return document(title=f"{title}, CrossMAE", style=CURVES_STYLE + STYLE, sections=sections)
 
 
 # -------------------------------------------------------------------- header
 
 
-def _header(report: Report) -> str:
-    pairs = [("step", f"{report.step:,}")]
-    if report.epochs is not None:
-        pairs.append(("epochs", f"{report.epochs:.3g}"))
-    if report.dataset is not None:
-        pairs.append(("samples", f"{report.dataset.samples:,}"))
-    pairs.append(("parameters", _millions(report.parameters)))
-    losses = [line["loss"] for line in report.metrics if line["step"] <= report.step and _is_finite(line.get("loss"))]
-    if losses:
-        pairs.append(("loss", number(losses[-1])))
-    kind = [text(str(report.setting(name))) for name in ("preset", "variant")]
-    if report.metrics[-1]["step"] > report.step:  # it goes on, or was killed after its last checkpoint
-        kind.append(f"logged to step {report.metrics[-1]['step']:,}")
-    return (
-        f'<header><h1>{text(report.name)}</h1><p class="kind">{" · ".join(kind)}</p>'
-        f"{key_facts(pairs)}{_configuration(report)}</header>"
-    )
+def _header(report: Report, title: str) -> str:
+    runs = report.runs
+    if len(runs) == 1:
+        about = _one_run(runs[0], report.dataset) + configuration(runs[0].config, "Configuration")
+    else:
+        about = _several_runs(report)
+    return f"<header><h1>{text(title)}</h1>{about}{notices(report.notices)}</header>"
+
+
+def _one_run(run: Run, dataset: DatasetFacts | None) -> str:
+    pairs = []
+    if run.step is not None:
+        pairs.append(("step", f"{run.step:,}"))
+    if run.epochs is not None:
+        pairs.append(("epochs", f"{run.epochs:.3g}"))
+    if dataset is not None:
+        pairs.append(("samples", f"{dataset.samples:,}"))
+    if run.parameters is not None:
+        pairs.append(("parameters", _millions(run.parameters)))
+    loss = _last_loss(run)
+    if loss is not None:
+        pairs.append(("loss", number(loss)))
+    kind = [text(str(run.setting(name))) for name in ("preset", "variant")] + _logged(run)
+    return f'<p class="kind">{" · ".join(kind)}</p>{key_facts(pairs)}'
+
+
+def _several_runs(report: Report) -> str:
+    rows: list[dict[str, Any]] = []
+    for i, run in enumerate(report.runs):
+        rows.append(
+            {
+                "name": run.name,
+                "run": i,
+                "detail": " · ".join([*(str(run.setting(name)) for name in ("preset", "variant")), *_logged(run)]),
+                "step": run.step,
+                "epochs": run.epochs,
+                "parameters": None if run.parameters is None else _millions(run.parameters),
+                "loss": None if (loss := _last_loss(run)) is None else number(loss),
+            }
+        )
+    told = differences(report.names, [run.config for run in report.runs])
+    folded = f"<details><summary>Settings in which they differ</summary>{told}</details>" if told else ""
+    configurations = "".join(configuration(run.config, f"Configuration of {text(run.name)}") for run in report.runs)
+    columns = ["step", "epochs", "parameters", "loss"]
+    return results_table(rows, columns=columns) + folded + configurations
+
+
+def _logged(run: Run) -> list[str]:
+    """That a run goes on, or was killed after its last checkpoint."""
+    last = run.metrics[-1]["step"] if run.metrics else 0
+    return [f"logged to step {last:,}"] if last > (run.step or 0) else []
+
+
+def _last_loss(run: Run) -> float | None:
+    """The loss at the checkpoint; the last one logged where there is none."""
+    until = float("inf") if run.step is None else run.step
+    losses = [line["loss"] for line in run.metrics if line["step"] <= until and is_finite(line.get("loss"))]
+    return float(losses[-1]) if losses else None
 
 
 def _millions(count: int) -> str:
     return f"{count / 1e6:.3g} M" if count >= 1e5 else f"{count:,}"
 
 
-# -------------------------------------------------------------------- curves
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Panel:
-    title: str
-    colour: str = "both"  # or: image, audio
-    log_y: bool = False
-    from_zero: bool = False
-    unit: Unit = "number"
-
-
-_PANELS = {
-    "loss": _Panel(title="Loss", log_y=True),
-    "contrast": _Panel(title="Contrast", log_y=True),
-    "cdt_visual": _Panel(title="Pixels, image", colour="image", log_y=True),
-    "cdt_audio": _Panel(title="Pixels, audio", colour="audio", log_y=True),
-    "emb_visual": _Panel(title="Embeddings, image", colour="image", log_y=True),
-    "emb_audio": _Panel(title="Embeddings, audio", colour="audio", log_y=True),
-    "grad_norm": _Panel(title="Gradient norm", log_y=True),
-    "lr": _Panel(title="Learning rate", from_zero=True),
-    "samples_per_second": _Panel(title="Samples a second", from_zero=True),
-    "data_wait": _Panel(title="Waiting for data", from_zero=True, unit="share"),
-}
-_NO_CURVE = {"step", "epoch", "cursor", "seconds"}
-
-
-def _curves(metrics: list[Line]) -> str:
-    told = {key for line in metrics for key, value in line.items() if value}  # bad_samples, where there are any
-    others = sorted(told - _NO_CURVE - _PANELS.keys())
-    panels = [_panel(key, _PANELS.get(key) or _Panel(title=key), metrics) for key in [*_PANELS, *others]]
-    return (
-        '<section class="curves"><h2>Training</h2>'
-        # Radio buttons and a style rule: the switch needs no script.
-        '<input type="radio" name="x" id="x-linear" checked><label for="x-linear">linear steps</label>'
-        '<input type="radio" name="x" id="x-log"><label for="x-log">logarithmic</label>'
-        f'<div class="panels">{"".join(panels)}</div></section>'
-    )
-
-
-def _panel(key: str, panel: _Panel, metrics: list[Line]) -> str:
-    found = [(line["step"], float(line[key])) for line in metrics if _is_finite(line.get(key))]
-    if not found:
-        return ""
-    steps, values = zip(*found, strict=True)
-    name = escape(panel.title)
-    both = [
-        curve(
-            steps,
-            values,
-            name=name,
-            log_x=log_x,
-            log_y=panel.log_y,
-            from_zero=panel.from_zero,
-            unit=panel.unit,
-        )
-        for log_x in (True, False)
-    ]
-    last = number(values[-1], panel.unit)
-    return (
-        f'<figure class="panel {panel.colour}"><figcaption><span>{name} <code>{escape(key)}</code></span>'
-        f"<output>{last}</output></figcaption>{''.join(both)}</figure>"
-    )
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-# -------------------------------------------------------------------- retrieval
-
-
-def _retrieval(report: Report) -> str:
-    facts = report.retrieval
-    if facts is None:
-        return ""
-    head = "".join(f'<th scope="col">R@{k}</th>' for k in RANKS)
-    rows = []
-    for name, values in facts.rows.items():
-        cells = "".join(f"<td>{values[str(k)]:.1f}</td>" for k in RANKS)
-        rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}<td>{values["median"]:,.1f}</td></tr>')
-    note = ", the training set" if facts.is_training_set else ""
-    note += "" if facts.step == report.step else f"; the checkpoint at step {facts.step:,}"
-    return (
-        '<section><h2>Retrieval</h2><div class="scroll"><table>'
-        f'<thead><tr><td></td>{head}<th scope="col">median rank</th></tr></thead><tbody>{"".join(rows)}</tbody>'
-        f'</table></div><p class="note">R@K in %, among {facts.pool:,} samples of {text(facts.data)}{note}.</p>'
-        "</section>"
-    )
-
-
-# -------------------------------------------------------------------- samples
-
-
-def _samples(report: Report) -> str:
-    if not report.samples or report.dataset is None:
-        return ""
-    longest = max(sample.seconds for sample in report.samples)
-    return (
-        f'<section class="samples"><h2>Samples</h2><p class="note">{_samples_note(report)}</p>'
-        f"{''.join(_sample(sample, longest) for sample in report.samples)}</section>"
-    )
+# -------------------------------------------------------------------- notes
 
 
 def _samples_note(report: Report) -> str:
-    assert report.dataset is not None
-    origin = "the training set" if report.dataset.is_training_set else f"{text(report.dataset.folder)}, not trained on"
-    notes = [f"From {origin}; every report on this dataset shows the same ones, under the same masks."]
-    target = report.setting("model.pixel.target")
-    if target == "none":
-        notes.append("This variant has no pixel decoder, so there is no reconstruction.")
-    else:
+    notes = []
+    if report.dataset is not None:
+        trained = report.dataset.is_training_set
+        origin = "the training set" if all(trained) else text(report.dataset.folder)
+        # A fingerprint tells datasets apart, not clips: the same clips with boxes are another dataset.
+        origin += " (another dataset than the training set, though it may share clips)" if not any(trained) else ""
+        notes.append(f"From {origin}; every report on this dataset shows the same ones, under the same masks.")
+    runs = report.runs
+    if any(run.setting("model.pixel.target") == "none" for run in runs):
+        which = "This variant has" if len(runs) == 1 else "Variants without reconstruction have"
+        notes.append(f"{which} no pixel decoder.")
+    if any(run.setting("model.pixel.target") != "none" for run in runs):
         notes.append("Visible patches of a reconstruction are the input's own.")
-        if report.setting("model.pixel.norm_pix"):
-            notes.append("The model predicts normalised patches: their true mean and deviation are put back here.")
-    notes.append("Attentive Tokens are outlined on the original" + ("." if target == "cross" else ", though unused."))
+    if any(run.setting("model.pixel.norm_pix") for run in runs):
+        notes.append("Where patches are predicted normalised, their true mean and deviation are put back.")
+    notes.append("Attentive Tokens (the paper’s Fig. 3a) are bright and outlined, always among the visible patches.")
     return " ".join(notes)
 
 
-def _sample(sample: Sample, longest: float) -> str:
-    labels = ", ".join(text(label) for label in sample.labels)
-    pictures = "".join(
-        _figure(picture, kind, f"{name}, {caption.lower()}", caption, width)
-        for kind, name, triple, width in (
-            ("image", "frame", sample.image, 1.0),
-            ("audio", "spectrogram", sample.audio, sample.seconds / longest),  # one scale of time for all samples
+def _queries_note(report: Report) -> str:
+    notes = [
+        "The paper’s Fig. 3 (b) and (c). A query stands for a place of the modality that its decoder rebuilds (numbered"
+        ", left) and gathers it from the other one’s visible patches: cross-attention of the decoder’s last block, mean"
+        " over heads, relative to the map’s largest value. Hidden patches are dark. The places are the same ones in"
+        " every report."
+    ]
+    for run, (audio, visual) in report.query_spread.items():
+        whose = f" of {text(report.names[run])}" if len(report.runs) > 1 else ""
+        notes.append(
+            f"Two queries{whose} differ in the first sample, on average, by {100 * audio:.1f}% of their attention over"
+            f" the image and by {100 * visual:.1f}% over the spectrogram (total variation: 0% if all look alike)."
         )
-        for caption, picture in (
-            ("Masked", triple.masked),
-            ("Reconstruction", triple.reconstruction),
-            ("Original", triple.original),
-        )
-        if picture is not None
-    )
-    columns = 3 if sample.image.reconstruction is not None else 2
+    return " ".join(notes)
+
+
+_LOCALIZATION_NOTE = (
+    "Cosine of the pooled sound and each image token, from its least to its greatest value. Outlined: the boxes."
+    " cIoU as the VGG-SS benchmark counts it, for the half of the frame with the highest values."
+)
+
+
+def _retrieval_note(report: Report) -> str:
+    if not report.retrieved:
+        return ""
     return (
-        f'<article><div class="about"><h3><code>{text(sample.key)}</code></h3>'
-        f'<p>{labels}</p><p class="soft">{sample.seconds:.1f} s of sound</p></div>'
-        f'<div class="pictures columns-{columns}">{pictures}</div></article>'
+        f"The most similar of {report.retrieved[0].pool:,} samples, by the cosine of pooled unmasked features; the"
+        " query’s own partner is outlined. The queries are the first samples of the order, not chosen."
     )
-
-
-def _figure(picture: Picture, kind: str, alt: str, caption: str, width: float) -> str:
-    box = drawn(picture, alt, style=f"width:{100 * width:.4g}%")
-    return f'<figure class="{kind}">{box}<figcaption>{caption}</figcaption></figure>'
-
-
-# -------------------------------------------------------------------- configuration
-
-
-def _number(value: Any, unit: Unit = "number") -> str:
-    return number(value, unit) if _is_finite(value) else "none" if value is None else str(value)
-
-
-def _share(value: Any) -> str:
-    return _number(value, "share")
-
-
-def _configuration(report: Report) -> str:
-    groups = [("Model", _model_rows), ("Masking", _masking_rows), ("Losses", _loss_rows), ("Training", _training_rows)]
-    tables = "".join(f"<div><h2>{name}</h2><dl>{_rows(make, report.setting)}</dl></div>" for name, make in groups)
-    return f'<details><summary>Configuration</summary><div class="groups">{tables}</div></details>'
-
-
-def _rows(make: Callable[[Callable[[str], Any]], Iterable[tuple[str, str]]], setting: Callable[[str], Any]) -> str:
-    return "".join(f"<div><dt>{escape(name)}</dt><dd>{text(value)}</dd></div>" for name, value in make(setting))
-
-
-def _model_rows(of: Callable[[str], Any]) -> Iterable[tuple[str, str]]:
-    def size(part: str) -> str:
-        return f"{of(f'model.{part}.dim')} wide, {of(f'model.{part}.depth')} blocks, {of(f'model.{part}.heads')} heads"
-
-    yield "Encoders", size("encoder")
-    if of("model.pixel.target") != "none":
-        yield "Pixel decoders", size("pixel")
-    if of("model.embedding.enabled"):
-        yield "Embedding decoders", size("embedding")
-
-
-def _masking_rows(of: Callable[[str], Any]) -> Iterable[tuple[str, str]]:
-    yield "Image hidden", _share(of("model.mask.image_ratio"))
-    yield "Audio hidden", f"{_share(of('model.mask.audio_ratio'))}, {of('model.mask.audio_strategy')}"
-    shares = f"{_share(of('model.attentive.image_ratio'))} image, {_share(of('model.attentive.audio_ratio'))} audio"
-    yield "Attentive Tokens", f"{shares}, of {of('model.attentive.base')}"
-    score = str(of("model.attentive.score"))
-    yield "Chosen by", {"random": "chance", "zeros": f"{score}, given as zeros"}.get(of("model.attentive.kind"), score)
-
-
-def _loss_rows(of: Callable[[str], Any]) -> Iterable[tuple[str, str]]:
-    if of("model.contrast.enabled"):
-        yield (
-            "Contrast",
-            f"weight {_number(of('model.contrast.weight'))}, temperature {_number(of('model.contrast.temperature'))}",
-        )
-        yield "Pooling, negatives", f"{of('model.contrast.pooling')}, {of('model.contrast.negatives')}"
-    target = of("model.pixel.target")
-    if target != "none":
-        kind = {"cross": "cross-conditioned", "self": "own modality alone"}.get(target, str(target))
-        normalised = ", normalised" if of("model.pixel.norm_pix") else ""
-        yield "Pixels", f"{kind}, {of('model.pixel.loss_on')} patches{normalised}"
-    if of("model.embedding.enabled"):
-        yield "Embeddings", f"{of('model.embedding.queries')} queries, {of('model.embedding.targets')} targets"
-
-
-def _training_rows(of: Callable[[str], Any]) -> Iterable[tuple[str, str]]:
-    yield "Data", str(of("data"))
-    yield "Length", f"{of('steps')} steps" if of("steps") else f"{_number(of('epochs'))} epochs"
-    yield "Batch", str(of("batch_size"))
-    yield "Learning rate", f"{_number(of('optimizer.lr'))}, warm-up {_share(of('optimizer.warmup'))}"
-    yield "Weight decay", _number(of("optimizer.weight_decay"))
-    yield "Gradient limit", _number(of("optimizer.clip_grad"))
-    yield "Precision", str(of("mixed_precision") or "as launched")
-    yield "Seed", str(of("seed"))
-    yield "fbank mean, deviation", f"{_number(of('fbank_mean'))}, {_number(of('fbank_std'))}"

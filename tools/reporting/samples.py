@@ -1,0 +1,174 @@
+"""The samples that a report shows, and what a model makes of them: masked, rebuilt, Attentive Tokens, single queries.
+
+The same samples under the same masks for every run, so that reports can be compared.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from shards_spec.sample import FBANK_MELS, FBANK_SHIFT_MS
+from tools.pages.pictures import (
+    Flags,
+    Pixels,
+    Sound,
+    as_picture,
+    brighten,
+    frame_cells,
+    frame_outline,
+    hide,
+)
+from tools.pages.report_pictures import Both, OfRun, Sample
+from training.evaluation.features import LoadedModel
+from training.model.crossmae import View
+from training.model.patches import FBANK_GRID, IMAGE_GRID, unpatchify_fbank, unpatchify_image
+from training.stream.index import DatasetIndex
+from training.stream.loader import Normalise, Share, load
+from training.stream.order import Numbers, Place, SampleStream
+
+SEED = 0  # of the samples shown and of their masks: not the run's, so that reports of several runs can be compared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A sample as a dataset holds it."""
+
+    number: int
+    key: str
+    seed: int  # of its masks
+    frame: Pixels  # [S, S, 3]
+    fbank: npt.NDArray[np.float16]  # [T, M]
+    labels: list[str]
+    sound: Sound
+
+    @property
+    def spectrogram(self) -> Pixels:
+        """Its sound, drawn."""
+        return self.sound.pixels(self.fbank.astype(np.float32))
+
+    @property
+    def seconds(self) -> float:
+        """Length of its sound."""
+        return self.sound.valid * FBANK_SHIFT_MS / 1000
+
+
+def first_numbers(index: DatasetIndex, count: int) -> Numbers:
+    """The first `count` samples of the dataset's order for `SEED`."""
+    return SampleStream(index.counts, seed=SEED).take(Place(), min(count, len(index)))[0]
+
+
+def read_samples(index: DatasetIndex, numbers: Numbers) -> list[Stored]:
+    """Samples by their numbers.
+
+    Raises:
+        DamagedSampleError: names shard, key and offset.
+    """
+    names = {entry["index"]: str(entry["name"]) for entry in index.classes}
+    shares = [Share(numbers=numbers[i : i + 1], epochs=np.zeros(1, np.int64)) for i in range(len(numbers))]
+    found = []
+    for batch in load(index, shares, seed=SEED, batch_size=1, workers=0):
+        number, fbank = int(batch.numbers[0]), batch.fbank[0].numpy().copy()
+        found.append(
+            Stored(
+                number=number,
+                key=batch.keys[0],
+                seed=int(batch.seeds[0]),
+                frame=batch.image[0].numpy().copy(),
+                fbank=fbank,
+                labels=[names.get(i, f"class {i}") for i in index.label_ids(number)],
+                sound=Sound.of(fbank),
+            )
+        )
+    return found
+
+
+def original(stored: Stored, *, longest: float) -> Sample:
+    """A sample's page entry, before any run is shown. `longest` is the longest sound shown, seconds."""
+    return Sample(
+        key=stored.key,
+        labels=stored.labels,
+        seconds=stored.seconds,
+        length=stored.seconds / longest,
+        original=Both(image=as_picture(stored.frame), sound=as_picture(stored.spectrogram)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A sample in the model's eyes: B = 1 everywhere."""
+
+    pixels: Tensor  # [1, 3, S, S], normalised
+    fbank: Tensor  # [1, T, M], normalised
+    seeds: Tensor  # [1]
+    image: View
+    audio: View
+
+
+@torch.no_grad()
+def see(loaded: LoadedModel, stored: Stored) -> Seen:
+    """Masks and encodes a sample as in training."""
+    device = loaded.device
+    frame, fbank = torch.from_numpy(stored.frame)[None], torch.from_numpy(stored.fbank)[None]
+    pixels, values = loaded.normalise(frame.to(device), fbank.to(device))
+    seeds = torch.tensor([stored.seed], device=device)
+    image, audio = loaded.model.see_image(pixels, seeds), loaded.model.see_audio(values, seeds)
+    return Seen(pixels=pixels, fbank=values, seeds=seeds, image=image, audio=audio)
+
+
+@torch.no_grad()
+def pictures(loaded: LoadedModel, stored: Stored, seen: Seen, run: int) -> OfRun:
+    """What a run makes of a sample, drawn. `run` is its colour number."""
+    image, audio = stored.frame, stored.spectrogram
+    hidden = frame_cells(_on_grid(seen.image.mask.is_masked, IMAGE_GRID))
+    silent = stored.sound.cells(_on_grid(seen.audio.mask.is_masked, FBANK_GRID))
+    rebuilt = Both(image=None, sound=None)
+    if loaded.model.config.pixel.target != "none":
+        made = loaded.model.reconstruct(seen.pixels, seen.fbank, seen.seeds)
+        frame, sound = _as_frame(made.image.patches, loaded.normalise), _as_stored(made.audio.patches, loaded.normalise)
+        rebuilt = Both(
+            image=as_picture(np.where(hidden[..., None], frame, image)),
+            sound=as_picture(np.where(silent[..., None], stored.sound.pixels(sound), audio)),
+        )
+    chosen, heard = _attentive(seen.image, IMAGE_GRID), _attentive(seen.audio, FBANK_GRID)
+    return OfRun(
+        run=run,
+        masked=Both(image=as_picture(hide(image, hidden)), sound=as_picture(hide(audio, silent))),
+        reconstruction=rebuilt,
+        attentive=Both(
+            image=as_picture(brighten(image, frame_cells(chosen)), frame_outline(chosen)),
+            sound=as_picture(brighten(audio, stored.sound.cells(heard)), stored.sound.outline(heard)),
+        ),
+    )
+
+
+def place_name(number: int, grid: Sequence[int]) -> str:
+    """Where a token of the fbank lies, for people: its first second and its band from the lowest."""
+    time, band = divmod(number, grid[1])
+    seconds = time * (1024 // grid[0]) * FBANK_SHIFT_MS / 1000
+    return f"{seconds:.1f} s, mel {band * FBANK_MELS // grid[1]}–{(band + 1) * FBANK_MELS // grid[1] - 1}"
+
+
+def _attentive(view: View, grid: tuple[int, int]) -> Flags:
+    is_masked = view.mask.is_masked
+    chosen = view.mask.visible.gather(1, view.places)
+    return _on_grid(torch.zeros_like(is_masked).scatter(1, chosen, True), grid)
+
+
+def _on_grid(flags: Tensor, grid: tuple[int, int]) -> Flags:
+    return flags[0].reshape(grid).cpu().numpy()
+
+
+def _as_frame(patches: Tensor, normalise: Normalise) -> Pixels:
+    """Patches [1, N, P] of a normalised image as uint8 [S, S, 3]."""
+    image = unpatchify_image(patches)[0].permute(1, 2, 0) * normalise.image_std + normalise.image_mean
+    return image.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def _as_stored(patches: Tensor, normalise: Normalise) -> npt.NDArray[np.float32]:
+    """Patches [1, N, P] of a normalised fbank in the units of the stored one, [T, M]."""
+    fbank = unpatchify_fbank(patches)[0] * normalise.fbank_std + normalise.fbank_mean
+    return fbank.float().cpu().numpy()
