@@ -1,0 +1,116 @@
+"""The table of an ablation: a row for each variant and start, the mean and the spread over its seeds; and the order."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import mean, stdev
+
+from tools.ablation.measure import Metrics
+from tools.ablation.plan import TABLE_2, Run, Start
+
+# The columns that stand in the text table: metric -> short heading.
+SHORT = {
+    "retrieval A->V/R@1": "A->V R@1",
+    "retrieval A->V/R@10": "A->V R@10",
+    "retrieval V->A/R@10": "V->A R@10",
+    "retrieval A->V/class R@1": "A->V class",
+    "localization/CIoU": "CIoU",
+    "localization/AUC": "AUC",
+    "localization/pointing": "pointing",
+    "localization/sounding first": "first",
+    "with another sound/CIoU": "CIoU, other sound",
+    "with another sound/sounding first": "first, other sound",
+    "probe/audio": "probe A",
+    "probe/image": "probe V",
+    "probe/both": "probe A-V",
+}
+# What the paper's order is compared in: retrieval and localization.
+ORDERED = ("retrieval A->V/R@10", "retrieval V->A/R@10", "localization/CIoU", "localization/AUC")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """Mean and sample standard deviation over `count` seeds; no deviation for one."""
+
+    mean: float
+    spread: float
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRow:
+    """A row of the table."""
+
+    name: str
+    start: Start | None  # None: a reference, which was not trained
+    values: dict[str, Value]
+
+
+def table_rows(measured: Mapping[Run, Metrics], references: Mapping[str, Sequence[Metrics]]) -> list[TableRow]:
+    """Rows in the order in which they were planned, then the references (measured once or once a seed)."""
+    rows = []
+    for row, start in dict.fromkeys((run.row, run.start) for run in measured):
+        figures = [metrics for run, metrics in measured.items() if (run.row, run.start) == (row, start)]
+        rows.append(TableRow(name=row, start=start, values=_over_seeds(figures)))
+    rows += [TableRow(name=name, start=None, values=_over_seeds(list(f))) for name, f in references.items()]
+    return rows
+
+
+def _over_seeds(figures: list[Metrics]) -> dict[str, Value]:
+    values = {}
+    for name in dict.fromkeys(key for metrics in figures for key in metrics):
+        found = [metrics[name] for metrics in figures if name in metrics]
+        values[name] = Value(mean=mean(found), spread=stdev(found) if len(found) > 1 else 0.0, count=len(found))
+    return values
+
+
+def text_table(rows: Sequence[TableRow]) -> str:
+    """A Markdown table of the columns in SHORT."""
+    columns = [name for name in SHORT if any(name in row.values for row in rows)]
+    lines = ["| | start | " + " | ".join(SHORT[name] for name in columns) + " |", "|---|---|" + "---:|" * len(columns)]
+    for row in rows:
+        cells = [_cell(row.values.get(name)) for name in columns]
+        lines.append(f"| {row.name} | {row.start or ''} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(value: Value | None) -> str:
+    if value is None:
+        return ""
+    return f"{value.mean:.1f}" + (f" ± {value.spread:.1f}" if value.count > 1 else "")
+
+
+def order_lines(rows: Sequence[TableRow]) -> list[str]:
+    """How far the paper's order of Table 2 holds, a line for each start and metric.
+
+    Of every two variants the paper ranks one higher. A pair agrees, or disagrees, where the means differ by more than
+    the two spreads together; else it is undecided.
+    """
+    place = {name: i for i, name in enumerate(TABLE_2)}
+    lines = []
+    for start in dict.fromkeys(row.start for row in rows if row.start is not None):
+        mine = sorted(
+            (row for row in rows if row.start == start and row.name in place), key=lambda row: place[row.name]
+        )
+        for metric in ORDERED:
+            ranked = [row for row in mine if metric in row.values]
+            if len(ranked) < 2:
+                continue
+            agree, disagree, undecided = _pairs([row.values[metric] for row in ranked])
+            order = " > ".join(row.name for row in sorted(ranked, key=lambda row: -row.values[metric].mean))
+            lines.append(
+                f"start {start}, {SHORT[metric]}: {order}; pairs as in the paper: {agree}, the other way: {disagree},"
+                f" undecided: {undecided}"
+            )
+    return lines
+
+
+def _pairs(values: Sequence[Value]) -> tuple[int, int, int]:
+    """Pairs that agree, disagree, are undecided, of values that the paper ranks from low to high."""
+    agree = disagree = 0
+    pairs = list(combinations(values, 2))
+    for low, high in pairs:
+        margin = low.spread + high.spread
+        agree += high.mean - low.mean > margin
+        disagree += low.mean - high.mean > margin
+    return agree, disagree, len(pairs) - agree - disagree
