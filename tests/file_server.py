@@ -55,10 +55,7 @@ class FileServer:
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def stop(self) -> None:
-        """Like a killed server: answers on their way are cut, new connections are refused.
-
-        Not while a loader has workers: forked from this process, they have the listening socket too.
-        """
+        """Like a killed server: answers on their way are cut, new connections are refused."""
         self._up = False
         self._server.shutdown()
         self._server.server_close()

@@ -1,5 +1,7 @@
 """Remote datasets in tests: opened with little patience, read, compared."""
 
+import time
+
 import torch
 
 from training.stream import fetch
@@ -8,10 +10,16 @@ from training.stream.index import open_index
 from training.stream.loader import load, rank_shares
 from training.stream.order import Place, SampleStream
 
-COUNTS = (3, 2, 4, 3, 2, 3, 1, 2)  # 20 samples in 8 shards
+
+def eventually(condition, seconds=60.0):
+    """Waits until a condition holds; under load that may take its time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not so within {seconds:g} s"
+        time.sleep(0.01)
 
 
-def open_remote(server, cache, size="1GB", *, timeout=1.0, patience=1.0):
+def open_remote(server, cache, size="1GB", *, timeout=20.0, patience=40.0):
     index = open_index(server.url, cache_dir=cache, cache_size=size)
     transfers = fetch.Transfers(timeout=timeout, patience=patience)
     index.cache = ShardCache(index.cache.folder, index.cache.shards, transfers)

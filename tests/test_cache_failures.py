@@ -12,44 +12,26 @@ import pytest
 
 from shards_spec.dataset import DATASET_FILE
 from shards_spec.errors import DamagedSampleError, UserError
-from tests.datasets import make_dataset
-from tests.file_server import FileServer
-from tests.remote_index import COUNTS, assert_same, block_shares, facts, need, open_remote, read
+from tests.remote_index import assert_same, block_shares, eventually, facts, need, open_remote, read
 from tests.runs import ROOT
+from training.processes import StopRequest
 from training.stream import cache as cache_module
 from training.stream import fetch
 from training.stream.cache_folder import CacheFolder, FetchError
 from training.stream.index import open_index
 from training.stream.loader import load, rank_shares
 from training.stream.order import Place, SampleStream
+from training.stream.waiting import StopWaiting
 
-pytest.importorskip("aiohttp")
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return make_dataset(tmp_path_factory.mktemp("remote") / "shards", COUNTS)
-
-
-@pytest.fixture
-def server(dataset):
-    with FileServer(dataset) as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def hurried(monkeypatch):
-    monkeypatch.setattr(fetch, "_PAUSES", (0.05,))
-    monkeypatch.setattr(fetch, "_OPENING_PATIENCE", 1.0)
-
+_IN_TIME = 60.0  # seconds: less than any limit that is not set in the test, and enough under load
 
 # -------------------------------------------------------------------- servers
 
 
 @pytest.mark.parametrize("fault", ["cut", "short", "garbage", 503])
 @pytest.mark.parametrize("suffix", ["tar", "parquet"])
-def test_a_bad_transfer_is_repeated(dataset, server, tmp_path, fault, suffix):
-    local, remote = open_index(dataset), open_remote(server, tmp_path / "cache")
+def test_a_bad_transfer_is_repeated(served, server, tmp_path, fault, suffix):
+    local, remote = open_index(served), open_remote(server, tmp_path / "cache")
     server.faults = {f"shard-000003.{suffix}": [fault, fault], DATASET_FILE: [503]}
     assert_same(read(remote, block_shares(remote)), read(local, block_shares(local)))
     assert server.asked[f"shard-000003.{suffix}"] == 3
@@ -74,8 +56,8 @@ def test_what_stays_bad_is_named(server, tmp_path, fault, message):
     assert not list((tmp_path / "cache").rglob("*000003.tar*"))
 
 
-def test_a_server_that_stops_and_comes_back(dataset, server, tmp_path):
-    local, remote = open_index(dataset), open_remote(server, tmp_path / "cache", patience=20.0)
+def test_a_server_that_stops_and_comes_back(served, server, tmp_path):
+    local, remote = open_index(served), open_remote(server, tmp_path / "cache", patience=20.0)
     server.rate = 10e6
     batches = load(remote, block_shares(remote, window=1), seed=1, batch_size=4, workers=0)
     got = [facts(next(batches))]
@@ -85,24 +67,59 @@ def test_a_server_that_stops_and_comes_back(dataset, server, tmp_path):
     assert_same(got, read(local, block_shares(local, window=1)))
 
 
-def test_a_server_that_is_gone_is_one_error_in_time(server, tmp_path):
+def test_a_server_that_is_gone_is_one_error_in_time(server, tmp_path, monkeypatch):
     remote = open_remote(server, tmp_path / "cache", timeout=0.5, patience=1.0)
+    monkeypatch.setattr(fetch, "_OPENING_PATIENCE", 1.0)
     server.stop()
     began = time.monotonic()
     with pytest.raises(FetchError, match=r"^http.*shard-00000\d\.\w+ cannot be fetched, tried for 1 s: .*onnect"):
         list(read(remote, block_shares(remote)))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < _IN_TIME
     with pytest.raises(FetchError, match=r"dataset\.json cannot be fetched, tried for 1 s"):
         open_index(server.url, cache_dir=tmp_path / "cache")
 
 
 def test_a_server_that_hangs_is_one_error_in_time(server, tmp_path):
-    remote = open_remote(server, tmp_path / "cache", timeout=0.3, patience=1.0)
+    remote = open_remote(server, tmp_path / "cache", timeout=0.3, patience=3.0)
     server.hangs = True
     began = time.monotonic()
-    with pytest.raises(FetchError, match=r"shard-00000\d\.\w+ cannot be fetched, tried (for 1 s|5 times): .*imeout"):
+    with pytest.raises(FetchError, match=r"shard-00000\d\.\w+ cannot be fetched, tried (for 3 s|5 times): .*imeout"):
         list(read(remote, block_shares(remote)))
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < _IN_TIME
+
+
+def test_a_wait_for_a_server_that_hangs_can_be_broken_off(server, tmp_path, monkeypatch):
+    """As SIGTERM does: nothing waits for the server's time to be up, what comes next works."""
+    monkeypatch.setattr(cache_module, "_JOIN_SECONDS", 0.1)
+    remote = open_remote(server, tmp_path / "cache", timeout=100.0, patience=1000.0)
+    server.hangs = True
+    began, stop = time.monotonic(), threading.Event()
+    timer = threading.Timer(0.5, stop.set)
+    timer.start()
+    with pytest.raises(StopWaiting):
+        list(load(remote, block_shares(remote), seed=1, batch_size=4, workers=1, stopping=stop.is_set))
+    assert stop.is_set() and time.monotonic() - began < _IN_TIME
+    timer.join()
+
+
+def test_sigterm_breaks_off_a_wait_in_a_run_of_one_process(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module, "_JOIN_SECONDS", 0.1)
+    remote = open_remote(server, tmp_path / "cache", timeout=100.0, patience=1000.0)
+    server.hangs = True
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    try:
+        request = StopRequest()
+        timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        with pytest.raises(StopWaiting):
+            list(load(remote, block_shares(remote), seed=1, batch_size=4, workers=0, stopping=request.interrupts))
+        assert request.signal == signal.SIGTERM and request.agreed()
+        timer.join()
+        request._group = object()  # several processes: others may be in the step that waits for this batch
+        assert not request.interrupts()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_client_without_limits_of_its_own_is_given_up(server, tmp_path, monkeypatch):
@@ -117,9 +134,9 @@ def test_a_client_without_limits_of_its_own_is_given_up(server, tmp_path, monkey
 
     monkeypatch.setattr(fetch, "pieces", silent)
     began = time.monotonic()
-    with pytest.raises(FetchError, match=r"\.tar did not come in \d s: no answer"):
+    with pytest.raises(FetchError, match=r"\.tar did not come in \d+ s: no answer"):
         list(read(remote, block_shares(remote)))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < _IN_TIME
     never.set()
 
 
@@ -132,10 +149,10 @@ def test_no_dataset_at_a_url(server, tmp_path):
         open_index("gopher://host/shards", cache_dir=tmp_path / "cache")
 
 
-def test_a_dataset_json_that_leads_elsewhere_is_refused(dataset, server, tmp_path):
+def test_a_dataset_json_that_leads_elsewhere_is_refused(served, server, tmp_path):
     server.folder = tmp_path / "shards"
     server.folder.mkdir()
-    listed = json.loads((dataset / DATASET_FILE).read_text())
+    listed = json.loads((served / DATASET_FILE).read_text())
     listed["shards"][0]["name"] = "../shard-000000.tar"
     (server.folder / DATASET_FILE).write_text(json.dumps(listed))
     with pytest.raises(UserError, match=r"'\.\./shard-000000\.tar' is no shard"):
@@ -191,34 +208,31 @@ def finish(process):
     return json.loads(out)
 
 
-def test_two_processes_fetch_each_shard_once(dataset, server, tmp_path):
+def test_two_processes_fetch_each_shard_once(served, server, tmp_path):
     server.rate = 4e6
     processes = [start_reader(server, tmp_path / "cache", rank) for rank in (0, 1)]
     keys = [finish(process) for process in processes]
-    local = open_index(dataset)
+    local = open_index(served)
     for rank in (0, 1):
         shares = block_shares(local, batch_size=8, rank=rank, world=2)
         assert keys[rank] == [batch[0] for batch in read(local, shares)]
-    assert sorted(server.tars()) == [f"shard-{i:06d}.tar" for i in range(8)]
+    eventually(lambda: sorted(server.tars()) == [f"shard-{i:06d}.tar" for i in range(8)])
     assert all(count == 1 for name, count in server.asked.items() if name != DATASET_FILE)
 
 
-def test_killed_in_the_middle_of_a_download(dataset, server, tmp_path):
+def test_killed_in_the_middle_of_a_download(served, server, tmp_path):
     cache = tmp_path / "cache"
-    server.rate = 1e6
+    server.rate = 2e4  # a table in half a second, a shard in a quarter of a minute or more
     process = start_reader(server, cache)
-    deadline = time.monotonic() + 60
-    while not (parts := list(cache.rglob("*.tar.part"))):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
-    time.sleep(0.1)
+    eventually(lambda: process.poll() is not None or list(cache.rglob("*.tar.part")))
+    parts = list(cache.rglob("*.tar.part"))
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert parts[0].exists() and not list(cache.rglob("*.tar"))
     server.rate = None
     size = str(need(open_remote(server, cache), range(8)))  # what was left counts until it is gone
     keys = finish(start_reader(server, cache, size=size))
-    local = open_index(dataset)
+    local = open_index(served)
     assert keys == [batch[0] for batch in read(local, block_shares(local, batch_size=8, rank=0, world=2))]
     assert len(list(cache.rglob("*.tar"))) == 8 and not list(cache.rglob("*.part"))
 

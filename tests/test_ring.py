@@ -12,9 +12,11 @@ import pytest
 
 from tests.datasets import make_dataset
 from tests.runs import ROOT
+from training.stream.cache_folder import ShardLocks
 from training.stream.index import open_index
 from training.stream.reader import SampleReader
 from training.stream.ring import Ring, WorkerError, make_slots
+from training.stream.waiting import StopWaiting
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,23 @@ def test_slots_are_reused_and_hold_what_was_asked_for(index, workers):
             assert seen == 30, turn
 
 
+def test_one_batch_is_begun_before_the_first_and_then_enough(index):
+    """What comes first is not kept waiting by what comes later; then two batches a worker are on their way."""
+    begun = []
+
+    def counted():
+        for job in jobs(index, 100):
+            begun.append(job[0])
+            yield job
+
+    with Ring(index.tars, batch_size=3, workers=3) as ring:
+        batches = ring.batches(counted())
+        counts = [-next(batches)[0] + len(begun) - 1 for _ in range(10)]  # begun behind the one in hand
+    assert counts[0] == 0
+    assert all(1 <= count <= 5 for count in counts[1:]) and counts == sorted(counts)
+    assert counts[-1] == 5
+
+
 def test_a_worker_that_dies_is_named(index):
     with Ring(index.tars, batch_size=3, workers=2) as ring:
         batches = ring.batches(jobs(index, 100))
@@ -65,6 +84,25 @@ def test_a_worker_that_hangs_is_named(index):
                 pass
 
 
+@pytest.mark.parametrize("stopped", [0.0, 0.3])
+def test_waiting_can_be_broken_off(index, stopped):
+    with Ring(index.tars, batch_size=3, workers=1) as ring:
+        since = time.monotonic() + 1e9
+        batches = ring.batches(jobs(index, 100), stopping=lambda: time.monotonic() - since >= stopped)
+        next(batches)
+        os.kill(ring._workers[0].process.pid, signal.SIGSTOP)
+        since = time.monotonic()
+        with pytest.raises(StopWaiting):
+            for _ in batches:
+                pass
+        assert time.monotonic() - since < 5  # HANG_SECONDS are many more
+
+
+def test_what_needs_no_waiting_is_given_in_spite_of_a_wish_to_stop(index):
+    with Ring(index.tars, batch_size=3, workers=0) as ring:
+        assert [job for job, _ in ring.batches(jobs(index, 4), stopping=lambda: True)] == [0, 1, 2, 3]
+
+
 def test_a_slow_consumer_is_no_hang(index):
     with Ring(index.tars, batch_size=3, workers=1, hang_seconds=0.3) as ring:
         seen = []
@@ -79,6 +117,17 @@ def test_no_worker_is_left_behind(index):
         processes = [psutil.Process(worker.process.pid) for worker in ring._workers]
         next(ring.batches(jobs(index, 5)))
     assert not any(process.is_running() for process in processes)
+
+
+def test_workers_keep_no_lock_of_their_main_process(index, tmp_path):
+    """Fork copies descriptors, and a lock lives as long as any copy of its file: a shard would stay locked."""
+    locks = ShardLocks(tmp_path)
+    assert locks.exclusive(3)
+    with Ring(index.tars, batch_size=3, workers=2) as ring:
+        for _ in ring.batches(jobs(index, 4)):  # the workers are at work
+            pass
+        locks.close()
+        assert ShardLocks(tmp_path).exclusive(3)
 
 
 _HOLDS_A_RING = """

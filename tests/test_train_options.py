@@ -3,8 +3,10 @@
 import json
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -213,3 +215,31 @@ def test_a_checkpoint_of_an_older_version_is_taken(finished, tmp_path):
     path.write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"holds another model: model.embedding.depth is 7, asked for 1"):
         check_same_run(path.parent, run_config, fingerprint, ("order", "model"))
+
+
+def test_a_signal_ends_the_wait_for_a_server_that_hangs(server, tmp_path):
+    """The shards of the first steps come, the next ones do not: the run saves what it did and stops."""
+    run = tmp_path / "run"
+    told = [
+        f"--data={server.url}",
+        f"--out={run}",
+        f"--cache-dir={tmp_path / 'cache'}",
+        "--shuffle=block",
+        "--window=1",
+    ]
+    told += ["--steps=8", "--batch-size=2", "--log-every=1", "--workers=1"]
+    server.rate = 400_000  # half a second and more for a shard
+    process = subprocess.Popen(train_command(*told), env=environment(), stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not read_step_log(run / "metrics.jsonl"):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    server.hangs = True
+    steps = -1
+    while (now := len(read_step_log(run / "metrics.jsonl"))) != steps:  # until what was fetched is used up
+        steps = now
+        time.sleep(3)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75 and "stopped on a signal" in output
+    assert [path.name for path in checkpoints(run)] == [f"step-{steps:08d}"] and 1 <= steps < 8

@@ -36,6 +36,7 @@ from training.stream.ahead import check_cache
 from training.stream.index import DatasetIndex
 from training.stream.loader import Batch, Normalise, load, rank_shares
 from training.stream.order import Place, SampleStream
+from training.stream.waiting import StopWaiting
 
 
 class NonFiniteLossError(RuntimeError):
@@ -152,7 +153,7 @@ class Loop:
             NotSavedError: the last checkpoint could not be written.
         """
         stop = StopRequest()
-        batches = self._batches()
+        batches = self._batches(stop)
         bar = tqdm(
             total=self.steps,
             initial=self.step,
@@ -164,12 +165,16 @@ class Loop:
         last_saved = self.step
         stopping = False
         while self.step < self.steps and not stopping:
-            self._one_step(batches, window)
-            bar.update()
-            stopping = stop.agreed()
+            try:
+                self._one_step(batches, window)
+            except StopWaiting:  # no step was taken: the state is that after the last one
+                stopping = True
+            else:
+                bar.update()
+                stopping = stop.agreed()
             ending = stopping or self.step == self.steps
             saving = ending or self.step % self.config.save_every == 0
-            if saving or self.step % self.config.log_every == 0:
+            if window.parts and (saving or self.step % self.config.log_every == 0):
                 line = self._log(window)
                 bar.set_postfix_str(f"loss {line['loss']:.4f}, {line['samples_per_second']:.0f} samples/s")
                 window = Window(first_step=self.step)
@@ -233,7 +238,7 @@ class Loop:
 
     # ---------------------------------------------------------------- what it reads
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self, stop: StopRequest) -> Iterator[Batch]:
         shares = rank_shares(
             self.stream,
             self.place,
@@ -251,6 +256,8 @@ class Loop:
             batch_size=piece,
             workers=self.config.workers,
             skip_bad_in=self.stream if self.config.on_bad_sample == "skip" else None,
+            stopping=stop.interrupts,
+            pin=self.accelerator.device.type == "cuda",
         )
 
     def _steps_in_all(self) -> int:

@@ -4,6 +4,8 @@ order.py    which sample comes when; a place in the endless run of epochs
 index.py    where each sample lies: shard, offset, length, crc32
 reader.py   one sample: read, check, decode into memory that is there
 ring.py     worker processes and the batch slots that they fill
+pinned.py   ... page-locked, for CUDA devices
+waiting.py  waiting for data that can be broken off
 loader.py   a rank's share of the order -> batches -> normalised inputs
 
 Where the shards are remote:

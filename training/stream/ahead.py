@@ -14,6 +14,7 @@ from shards_spec.errors import UserError
 from training.stream.cache import ShardCache
 from training.stream.index import DatasetIndex
 from training.stream.order import Numbers, Place, SampleStream
+from training.stream.waiting import Stopping, never
 
 if TYPE_CHECKING:
     from training.stream.loader import Share
@@ -38,11 +39,13 @@ class Ahead:
 
     Args:
         index: of datasets at least one of which is remote.
+        stopping: looked at while shards are waited for.
     """
 
-    def __init__(self, index: DatasetIndex, shares: "Iterable[Share]") -> None:
+    def __init__(self, index: DatasetIndex, shares: "Iterable[Share]", stopping: Stopping = never) -> None:
         assert index.cache is not None
         self._index, self._cache = index, index.cache
+        self._stopping = stopping
         self._shares = iter(shares)
         self._following: _Step | None = None  # looked at, and too much for now
         self._queue: deque[_Step] = deque()
@@ -72,13 +75,14 @@ class Ahead:
         Raises:
             FetchError: a shard cannot be had.
             UserError: the cache is too small for one step.
+            StopWaiting: `stopping` said so.
         """
         while True:
             self._look()
             if not self._queue:
                 return
             if not self._head_is_held:
-                self._cache.hold(self._queue[0].own)
+                self._cache.hold(self._queue[0].own, self._stopping)
             self._head_is_held = False
             step = self._queue.popleft()
             self._in_work.append((step, []))
@@ -106,7 +110,7 @@ class Ahead:
         """Holds the shard of a sample that stands in for a damaged one of the oldest share in work."""
         shard = self._index.locate(number)[0]
         if shard in self._cache.shards:
-            self._cache.hold([shard])
+            self._cache.hold([shard], self._stopping)
             self._in_work[0][1].append(shard)
 
     def _look(self) -> None:

@@ -30,10 +30,10 @@ from training.stream.cache_folder import (
     touch,
 )
 from training.stream.fetch import LARGEST_TABLE, Stopped, Transfers, check_table
+from training.stream.waiting import POLL_SECONDS, Stopping, StopWaiting, never
 
 _THREADS = 4  # shards on their way at the same time, for each process
 _FRESH_SECONDS = 60.0  # what somebody used or expected so recently is not evicted for what is merely expected
-_POLL_SECONDS = 0.1
 _NO_ROOM_SECONDS = 5.0  # until what is merely expected looks for room again
 _TELL_SECONDS = 30.0  # between lines about waiting
 _JOIN_SECONDS = 5.0
@@ -126,11 +126,15 @@ class ShardCache:
             held.append(shard)
         return True
 
-    def hold(self, shards: Sequence[int]) -> None:
+    def hold(self, shards: Sequence[int], stopping: Stopping = never) -> None:
         """Holds shards; waits until they are there.
+
+        Args:
+            stopping: looked at while they are waited for.
 
         Raises:
             FetchError: a shard cannot be had; within the patience of the transfers after the last sign of life.
+            StopWaiting: `stopping` said so.
         """
         missing = [shard for shard in shards if not self._hold(shard)]
         if not missing:
@@ -142,7 +146,7 @@ class ShardCache:
                 self._later.pop(shard, None)
             self._changed.notify_all()
         try:
-            self._wait(missing)
+            self._wait(missing, stopping)
         except BaseException:
             self.release([shard for shard in shards if shard not in missing])
             raise
@@ -200,7 +204,7 @@ class ShardCache:
                     self._todo = {shard: None, **self._todo}
                 self._changed.notify_all()
 
-    def _wait(self, missing: list[int]) -> None:
+    def _wait(self, missing: list[int], stopping: Stopping) -> None:
         """Holds shards as they come, and takes them off the list."""
         limit = self._transfers.patience + 2 * self._transfers.timeout  # the threads give up before
         sign, since, told, in_all = self._sign(missing), time.monotonic(), time.monotonic(), len(missing)
@@ -209,8 +213,10 @@ class ShardCache:
                 for shard in missing:
                     if shard in self._failed:
                         raise self._failed[shard]
-                self._changed.wait(_POLL_SECONDS)
+                self._changed.wait(POLL_SECONDS)
             missing[:] = [shard for shard in missing if not self._hold(shard)]
+            if missing and stopping():
+                raise StopWaiting
             now = time.monotonic()
             if (latest := self._sign(missing)) != sign:
                 sign, since = latest, now
@@ -252,7 +258,7 @@ class ShardCache:
                 with self._changed:
                     self._failed[shard] = error
             except _NoRoomError:
-                self._put_off(shard, 5 * _POLL_SECONDS if shard in self._needed else _NO_ROOM_SECONDS, _NO_ROOM)
+                self._put_off(shard, 5 * POLL_SECONDS if shard in self._needed else _NO_ROOM_SECONDS, _NO_ROOM)
             except Stopped:
                 pass
             finally:
@@ -279,7 +285,7 @@ class ShardCache:
                     self._failed.pop(shard, None)
                     self._waits[shard] = _NO_ANSWER
                     return shard
-                self._changed.wait(2 * _POLL_SECONDS)
+                self._changed.wait(2 * POLL_SECONDS)
         return None
 
     def _keep_fresh(self) -> None:
@@ -298,7 +304,7 @@ class ShardCache:
             remote.tar.parent.mkdir(exist_ok=True)
         with alone_with(remote.tar, remote.number) as alone:
             if not alone:
-                return self._put_off(shard, _POLL_SECONDS, "another process fetches it and gets no further")
+                return self._put_off(shard, POLL_SECONDS, "another process fetches it and gets no further")
             table = remote.tar.with_suffix(".parquet")
             if not table.is_file():
                 self._transfers.persist(remote.source.with_suffix(".parquet"), lambda: self._fetch_table(shard))

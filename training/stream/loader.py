@@ -17,6 +17,7 @@ from training.stream.ahead import Ahead
 from training.stream.index import DatasetIndex, SamplePlace
 from training.stream.order import Numbers, Place, SampleStream, rank_slice, sample_seeds
 from training.stream.ring import Damage, Ring
+from training.stream.waiting import Stopping, never
 
 # B samples, T fbank rows, M mel bins, S pixels a side.
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, as MAE and every timm ViT
@@ -93,6 +94,8 @@ def load(
     batch_size: int,
     workers: int,
     skip_bad_in: SampleStream | None = None,
+    stopping: Stopping = never,
+    pin: bool = False,
 ) -> Iterator[Batch]:
     """The batches of `shares`, decoded by `workers` processes (0: in this one).
 
@@ -100,14 +103,18 @@ def load(
         batch_size: the most samples of one share.
         skip_bad_in: the stream that `shares` come from: a damaged sample is replaced by the next good one of it,
             the same one on every topology. None: a damaged sample ends the run.
+        stopping: looked at while a batch is waited for: StopRequest.interrupts.
+        pin: whether batches lie in page-locked memory, from which a CUDA device copies while the host goes on. The
+            copies must be on the current stream. Without CUDA it changes nothing.
 
     Raises:
         DamagedSampleError: a sample's bytes are not those that were written; names shard, key and offset.
         WorkerError: a worker died or hangs.
         FetchError: a remote shard cannot be had.
         UserError: the cache of remote shards is too small for one step.
+        StopWaiting: `stopping` said so.
     """
-    ahead = None if index.cache is None else Ahead(index, shares)
+    ahead = None if index.cache is None else Ahead(index, shares, stopping)
 
     def job(share: Share) -> tuple[_Loading, list[SamplePlace]]:
         places = index.places(share.numbers)
@@ -123,9 +130,9 @@ def load(
         return place
 
     jobs, ready = map(job, ahead or shares), None if ahead is None else ahead.ready
-    ring = Ring(index.tars, batch_size=batch_size, workers=workers, keep_open=ahead is None)
+    ring = Ring(index.tars, batch_size=batch_size, workers=workers, keep_open=ahead is None, page_locked=pin)
     with ring, ahead or nullcontext():  # in this order: the cache's threads must not be there when workers are forked
-        for loading, slot in ring.batches(jobs, None if skip_bad_in is None else replace, ready):
+        for loading, slot in ring.batches(jobs, None if skip_bad_in is None else replace, ready, stopping):
             size = len(loading.numbers)
             yield Batch(
                 numbers=torch.from_numpy(loading.numbers),

@@ -6,6 +6,9 @@ The slots are one anonymous shared mapping, made once: no batch is allocated, pi
 (fresh pages would cost more than decoding the JPEG). Workers know nothing but the shards' paths; what they read, and
 where it lies, the main process tells them. A worker that dies or hangs ends the run with a message that names it and
 the samples it was at; a worker whose main process is gone ends by itself.
+
+Nothing is begun beside the first batch, so that it comes soon: where its samples lie has to be looked up first. From
+then on more is begun than is given, until enough is under way.
 """
 
 import contextlib
@@ -13,6 +16,7 @@ import mmap
 import multiprocessing
 import os
 import signal
+import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,11 +32,15 @@ import numpy.typing as npt
 from shards_spec.errors import DamagedSampleError
 from shards_spec.sample import FBANK_DTYPE, FBANK_SHAPE, FRAME_SIZE
 from training.stream.index import SamplePlace
+from training.stream.pinned import Pinned, pin
 from training.stream.reader import SampleReader
+from training.stream.waiting import POLL_SECONDS, Stopping, StopWaiting, never
 
 # B samples, S pixels a side, T fbank rows, M mel bins.
 _PAGE = mmap.PAGESIZE
 _SLOTS_AHEAD = 2  # batches in work or ready for each worker
+_SLOTS_LEAVING = 2  # more slots where a device copies out of them while the next batch is in hand
+_BEGUN_AT_LEAST = 2  # batches, for one that is given, while fewer than wanted are under way
 HANG_SECONDS = 120.0
 
 Job = TypeVar("Job")
@@ -121,6 +129,7 @@ class Ring:
         workers: processes; 0 fills the slots in this one, when a batch is asked for.
         hang_seconds: a worker that takes longer over one batch is taken to hang.
         keep_open: as of SampleReader.
+        page_locked: whether CUDA may copy out of the slots while the host goes on (pinned.py).
     """
 
     def __init__(
@@ -131,16 +140,21 @@ class Ring:
         workers: int,
         hang_seconds: float = HANG_SECONDS,
         keep_open: bool = True,
+        page_locked: bool = False,
     ) -> None:
         self.hang_seconds = hang_seconds
-        self.memory, self.slots = make_slots(max(_SLOTS_AHEAD * workers, 1) + 1, batch_size)
+        self._most_ahead = max(_SLOTS_AHEAD * workers, 1)
+        count = self._most_ahead + 1 + (_SLOTS_LEAVING if page_locked else 0)
+        self.memory, self.slots = make_slots(count, batch_size)
         self._free = deque(range(len(self.slots)))
+        self._leaving: deque[tuple[int, Any]] = deque()  # slots, and the events behind the copies out of them
         self._tars = tars
         self._keep_open = keep_open
         self._reader = SampleReader(tars, keep_open=keep_open)
         self._workers: list[_Worker] = []
         for _ in range(workers):
             self._workers.append(self._start_worker())
+        self._pinned: Pinned | None = pin(self.memory) if page_locked else None
 
     def __enter__(self) -> "Ring":
         return self
@@ -153,6 +167,7 @@ class Ring:
         jobs: Iterable[tuple[Job, list[SamplePlace]]],
         replace: Replace | None = None,
         ready: Callable[[], bool] | None = None,
+        stopping: Stopping = never,
     ) -> Iterator[tuple[Job, Slot]]:
         """The batches of `jobs`, in their order.
 
@@ -162,6 +177,7 @@ class Ring:
                 the run.
             ready: whether the next job comes without waiting; while it does not, batches in work are finished first.
                 None: it always does.
+            stopping: looked at while a batch is waited for.
 
         Yields:
             The job and the slot that holds its samples, valid until the next batch is asked for.
@@ -169,12 +185,16 @@ class Ring:
         Raises:
             DamagedSampleError: a sample cannot be read as it was written.
             WorkerError: a worker died or hangs.
+            StopWaiting: `stopping` said so.
         """
         waiting = iter(jobs)
         ahead: deque[tuple[Job, int, int]] = deque()  # job, slot, worker
-        turn = 0
+        turn, begun, most = 0, 0, 1
         while True:
-            while self._free and len(ahead) < len(self.slots) - 1:
+            self._free_slots(wait=not ahead and not self._free)
+            while self._free and len(ahead) < most:
+                if begun >= _BEGUN_AT_LEAST and self._is_full(*ahead[0][1:]):
+                    break
                 if ahead and ready is not None and not ready():
                     break
                 if (following := next(waiting, None)) is None:
@@ -185,19 +205,27 @@ class Ring:
                 turn += 1
                 self._begin(worker, _Job(slot, list(range(len(places))), places))
                 ahead.append((job, slot, worker))
+                begun += 1
             if not ahead:
                 return
+            begun, most = 0, self._most_ahead
             job, slot, worker = ahead.popleft()
-            while damaged := self._finish(worker, slot):
+            while damaged := self._finish(slot, worker, stopping):
                 if replace is None:
                     raise DamagedSampleError(damaged[0].message)
                 places = [replace(job, damage) for damage in damaged]
                 self._begin(worker, _Job(slot, [damage.row for damage in damaged], places))
             yield job, self.slots[slot]
-            self._free.append(slot)
+            if self._pinned is None:
+                self._free.append(slot)
+            else:
+                self._leaving.append((slot, self._pinned.mark()))
 
     def close(self) -> None:
         """Ends the workers and closes the shards."""
+        if self._pinned is not None:
+            self._pinned.close()
+            self._pinned = None
         for worker in self._workers:
             worker.pipe.close()
             worker.process.kill()  # it holds nothing that has to be finished
@@ -218,16 +246,24 @@ class Ring:
         with contextlib.suppress(OSError):  # it is gone: _finish says so when its turn comes
             worker.pipe.send(job)
 
-    def _finish(self, number: int, slot: int) -> list[Damage]:
+    def _finish(self, slot: int, number: int, stopping: Stopping) -> list[Damage]:
         """Waits until a worker has filled a slot. Returns what was damaged."""
         if not self._workers:
             return self._own
         worker = self._workers[number]
-        while slot not in worker.done:
-            if not worker.pipe.poll(self.hang_seconds / 20):
-                if time.monotonic() - worker.since > self.hang_seconds:
-                    raise WorkerError(self._describe(worker, f"took over {self.hang_seconds:g} s"))
-                continue
+        while not self._is_full(slot, number, POLL_SECONDS):
+            if stopping():
+                raise StopWaiting
+            if time.monotonic() - worker.since > self.hang_seconds:
+                raise WorkerError(self._describe(worker, f"took over {self.hang_seconds:g} s"))
+        return worker.done.pop(slot)
+
+    def _is_full(self, slot: int, number: int, wait: float = 0.0) -> bool:
+        """Whether a worker has filled a slot; gives it `wait` seconds to say so."""
+        if not self._workers:
+            return True
+        worker = self._workers[number]
+        while slot not in worker.done and worker.pipe.poll(wait):
             try:
                 filled, damaged = worker.pipe.recv()
             except (EOFError, OSError):
@@ -235,15 +271,22 @@ class Ring:
             assert worker.jobs.popleft().slot == filled
             worker.done[filled] = damaged
             worker.since = time.monotonic()
-        return worker.done.pop(slot)
+        return slot in worker.done
+
+    def _free_slots(self, *, wait: bool) -> None:
+        """Frees the slots that the device has copied; with `wait` at least one, if there are any."""
+        while self._leaving and (wait or self._leaving[0][1].query()):
+            slot, copied = self._leaving.popleft()
+            copied.synchronize()
+            self._free.append(slot)
+            wait = False
 
     def _start_worker(self) -> _Worker:
         context = multiprocessing.get_context("fork")  # the slots are shared, not copied
         ours, theirs = context.Pipe()
-        inherited = [worker.pipe for worker in self._workers] + [ours]
         process = context.Process(
             target=_work,
-            args=(self._tars, self._keep_open, self.slots, theirs, inherited),
+            args=(self._tars, self._keep_open, self.slots, theirs),
             daemon=True,
             name="loader",
         )
@@ -265,11 +308,9 @@ def _work(
     keep_open: bool,
     slots: list[Slot],
     pipe: "Connection[Any, Any]",
-    inherited: "list[Connection[Any, Any]]",
 ) -> None:
     """A worker's life: fill slots until the main process closes its end of the pipe."""
-    for connection in inherited:  # an open copy of another pipe's end would hide its closing
-        connection.close()
+    _let_go_of_files(keep=pipe.fileno())
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the main process decides when to stop
         signal.signal(number, signal.SIG_IGN)
     reader = SampleReader(tars, keep_open=keep_open)
@@ -279,3 +320,18 @@ def _work(
             pipe.send((job.slot, fill(reader, slots[job.slot], job.rows, job.places)))
         except (EOFError, OSError):
             os._exit(0)  # the main process is gone or done; no exit handlers of the forked copy of it
+
+
+def _let_go_of_files(keep: int) -> None:
+    """Drops this process's copies of the files and sockets that its parent had open, but one and the standard ones.
+
+    A copy would keep a lock of the cache after the parent let go of it, and hide that the parent closed its end of a
+    worker's pipe. The numbers stay taken, so that nothing that closes one of them later closes a file of ours.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for number in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+        with contextlib.suppress(OSError):  # that of the listing itself is closed
+            mode = os.fstat(number).st_mode
+            if number > 2 and number != keep and (stat.S_ISREG(mode) or stat.S_ISSOCK(mode)):
+                os.dup2(nothing, number, inheritable=False)
+    os.close(nothing)
