@@ -1,4 +1,4 @@
-"""python evaluate.py retrieval --data DIR --checkpoint RUN. All of it is in training/evaluate.py."""
+"""python evaluate.py TASK --data DIR --checkpoint RUN. All of it is in training/evaluate.py."""
 
 from training.evaluate import main
 

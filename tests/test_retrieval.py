@@ -1,10 +1,21 @@
-"""Retrieval metrics against a sort done by hand."""
+"""Retrieval metrics against a sort done by hand; pools; the command."""
+
+import json
 
 import numpy as np
 import pytest
 import torch
 
-from training.evaluation.retrieval import partner_ranks, retrieval
+from shards_spec.errors import UserError
+from tests.checkpoints import make_checkpoint
+from tests.datasets import make_dataset
+from training.evaluate import main
+from training.evaluation.features import Embeddings
+from training.evaluation.metadata import label_ids
+from training.evaluation.pools import choose, parse_pool
+from training.evaluation.retrieval import class_chance, class_ranks, label_matrix, partner_ranks, retrieval, score
+from training.stream.index import open_index
+from training.stream.order import sample_seeds
 
 
 def naive_ranks(queries, candidates):
@@ -51,3 +62,140 @@ def test_random_features_score_at_chance():
     result = retrieval(torch.randn(n, 16, generator=generator), torch.randn(n, 16, generator=generator))
     hits = result.audio_to_image.recall[10] * n / 100
     assert abs(hits - 10) < 13  # binomial(2000, 1/200): mean 10, deviation 3.2
+
+
+def test_similarities_that_are_no_numbers_score_no_hit():
+    broken = torch.full((20, 4), float("nan"))
+    assert partner_ranks(broken, broken).tolist() == [20] * 20
+
+
+def naive_class_ranks(queries, candidates, labels):
+    """Ranks by sorting; at equal similarity, candidates without a common label first."""
+    ranks = []
+    for i, query in enumerate(queries):
+        common = [bool(set(labels[i]) & set(labels[j])) for j in range(len(candidates))]
+        order = sorted(range(len(candidates)), key=lambda j: (-float(np.dot(query, candidates[j])), common[j]))
+        ranks.append([common[j] for j in order].index(True) + 1)
+    return ranks
+
+
+def test_class_ranks_equal_a_sort(monkeypatch):
+    monkeypatch.setattr("training.evaluation.retrieval._CHUNK", 7)
+    generator = np.random.default_rng(1)
+    labels = [sorted(set(generator.integers(0, 12, 2).tolist())) for _ in range(40)]
+    queries = generator.integers(-2, 3, (40, 3)).astype(np.float64)
+    candidates = generator.integers(-2, 3, (40, 3)).astype(np.float64)
+    ranks = class_ranks(torch.from_numpy(queries), torch.from_numpy(candidates), label_matrix(labels))
+    assert ranks.tolist() == naive_class_ranks(queries, candidates, labels)
+
+
+def test_class_chance_by_hand():
+    # Classes of 3, 2 and 1 of six: R@1 = mean of m / 6; R@2: 1 - C(6 - m, 2) / 15 = 12/15, 9/15, 5/15.
+    labels = label_matrix([[7], [7], [7], [1], [1], [4]])
+    assert class_chance(labels, 1) == pytest.approx((3 * 3 + 2 * 2 + 1) / 36)
+    assert class_chance(labels, 2) == pytest.approx((3 * 12 + 2 * 9 + 5) / 15 / 6)
+    assert class_chance(labels, 10) == 1
+
+
+def test_class_chance_is_what_random_rankings_score():
+    generator = torch.Generator().manual_seed(0)
+    labels = label_matrix([[i % 36] for i in range(1500)])
+    audio, image = torch.randn(2, 1500, 32, generator=generator)
+    rows, baselines = score(Embeddings(numbers=np.arange(1500), keys=[], audio=audio, image=image), labels)
+    for column in ("class R@1", "class R@5", "class R@10"):
+        p = baselines["chance"][column] / 100
+        assert abs(rows["audio -> image"][column] / 100 - p) < 4 * (p * (1 - p) / 1500) ** 0.5
+    assert baselines["chance"]["class R@1"] == pytest.approx(100 * 42 / 1500, rel=0.01)
+
+
+def test_samples_without_labels_are_left_out_of_the_classes():
+    eye = torch.eye(4)
+    embeddings = Embeddings(numbers=np.arange(4), keys=[], audio=eye, image=eye)
+    rows, baselines = score(embeddings, label_matrix([[0], [], [1], [0, 1]]))
+    assert rows["audio -> image"] == {
+        "R@1": 100, "R@5": 100, "R@10": 100, "median rank": 1, "class R@1": 100, "class R@5": 100, "class R@10": 100,
+    }  # fmt: skip
+    assert baselines["chance"]["class R@1"] == pytest.approx(100 * (2 + 2 + 3) / 9)
+    assert "class R@1" not in score(embeddings, label_matrix([[], [], [], []]))[0]["audio -> image"]
+
+
+# Pools.
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    return open_index(str(make_dataset(tmp_path_factory.mktemp("data") / "d", (20, 15))))
+
+
+def test_a_pool_of_some_of_each_class(index):
+    """Against the rule written again: the N smallest hashes of each first label."""
+    labels = [ids[0] for ids in label_ids(index, np.arange(35))]
+    keys = [index.key(number) for number in range(35)]
+    seeds = sample_seeds(3, np.zeros(35, np.int64), keys)
+    expected = []
+    for c in set(labels):
+        members = sorted((int(seeds[i]), i) for i in range(35) if labels[i] == c)
+        expected += [i for _, i in members[:2]]
+    numbers, rule = choose(index, parse_pool("per-class:2"), seed=3)
+    assert numbers.tolist() == sorted(expected)
+    assert rule.startswith(f"2 a class by first label, seed 3; {len(set(labels))} classes")
+    assert set(numbers) <= set(choose(index, parse_pool("per-class:3"), seed=3)[0])
+    assert numbers.tolist() != choose(index, parse_pool("per-class:2"), seed=4)[0].tolist()
+    assert choose(index, parse_pool("per-class:99"), seed=0)[0].tolist() == list(range(35))
+
+
+def test_the_choice_does_not_depend_on_shards(tmp_path, index):
+    other = open_index(str(make_dataset(tmp_path / "d", (20, 15), failed=3)))
+    ours, theirs = (choose(i, parse_pool("per-class:1"), seed=0)[0] for i in (index, other))
+    assert ours.tolist() == theirs.tolist()
+
+
+def test_a_pool_of_named_keys(index, tmp_path):
+    file = tmp_path / "keys.txt"
+    file.write_text(f"{index.key(30)}\n\n{index.key(4)}\n")
+    numbers, rule = choose(index, parse_pool(f"keys:{file}"), seed=0)
+    assert (numbers.tolist(), rule) == ([4, 30], "the keys in keys.txt")
+    for text, said in (("", "names no key"), ("a\na\n", "a stands there twice"), ("zz\n", "1 of 1 keys are not in")):
+        file.write_text(text)
+        with pytest.raises(UserError, match=said):
+            choose(index, parse_pool(f"keys:{file}"), seed=0)
+    with pytest.raises(UserError, match=r"gone.txt: cannot be read"):
+        choose(index, parse_pool(f"keys:{tmp_path / 'gone.txt'}"), seed=0)
+
+
+@pytest.mark.parametrize("text", ["", "some", "per-class", "per-class:0", "per-class:x", "keys:"])
+def test_pools_that_are_none(text):
+    with pytest.raises(ValueError, match="--pool is all, per-class:N"):
+        parse_pool(text)
+
+
+# The command.
+
+
+def test_the_command_writes_what_it_prints(index, tmp_path, capsys):
+    run = make_checkpoint(tmp_path / "run")
+    main(["retrieval", f"--data={index.folders[0]}", f"--checkpoint={run}", "--workers=0", "--untrained"])
+    printed = capsys.readouterr().out
+    result = json.loads((run / "evaluation" / "retrieval-d.json").read_text())
+    assert list(result) == [
+        "task", "data", "dataset_fingerprint", "checkpoint", "step", "pool", "pool_rule", "protocol", "metrics",
+        "baselines", "paper", "notes",
+    ]  # fmt: skip
+    assert (result["task"], result["pool"], result["step"]) == ("retrieval", 35, 7)
+    assert result["dataset_fingerprint"] == index.fingerprint
+    assert set(result["baselines"]) == {"chance", "untrained, audio -> image", "untrained, image -> audio"}
+    assert result["baselines"]["chance"]["R@5"] == pytest.approx(100 * 5 / 35)
+    assert result["paper"]["CrossMAE ViT-B, Flickr-SoundNet, audio -> image"] == {"R@1": 16.8, "R@5": 45.2, "R@10": 64}
+    for row in [*result["metrics"].values(), *result["baselines"].values()]:
+        assert all(f"{value:.2f}" in printed for value in row.values())
+    assert "the pools differ" in printed
+    main(["retrieval", f"--data={index.folders[0]}", f"--checkpoint={run}", "--workers=0", "--pool=per-class:1"])
+    assert "a class by first label" in capsys.readouterr().out
+
+
+def test_a_pool_of_one_is_refused(index, tmp_path, capsys):
+    run, file = make_checkpoint(tmp_path / "run"), tmp_path / "keys.txt"
+    file.write_text(index.key(0))
+    with pytest.raises(SystemExit) as ended:
+        main(["retrieval", f"--data={index.folders[0]}", f"--checkpoint={run}", f"--pool=keys:{file}"])
+    assert ended.value.code == 2 and "holds 1 sample: retrieval needs at least 2" in capsys.readouterr().err

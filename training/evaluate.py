@@ -5,10 +5,13 @@ from typing import Any
 
 from shards_spec.command_line import one_line_errors, parse
 from shards_spec.errors import DamagedSampleError
+from training.evaluation.ave import AveConfig
+from training.evaluation.avqa import AvqaConfig
 from training.evaluation.classification import ClassificationConfig
 from training.evaluation.localize import LocalizationConfig
 from training.evaluation.probe import ProbeConfig
 from training.evaluation.retrieval import RetrievalConfig
+from training.evaluation.segmentation import SegmentationConfig
 from training.stream.ring import WorkerError
 
 COMMANDS: dict[str, Any] = {
@@ -16,6 +19,9 @@ COMMANDS: dict[str, Any] = {
     "localization": LocalizationConfig,
     "classification": ClassificationConfig,
     "probe": ProbeConfig,
+    "segmentation": SegmentationConfig,
+    "ave": AveConfig,
+    "avqa": AvqaConfig,
 }  # each an EvaluationOptions with run()
 
 

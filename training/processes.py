@@ -4,6 +4,7 @@ import importlib.util
 import os
 import signal
 from types import FrameType
+from typing import Any
 
 import psutil
 import torch
@@ -24,19 +25,28 @@ def start_processes(config: RunConfig) -> Accelerator:
     for tracker in config.report_to:
         if importlib.util.find_spec(tracker) is None:
             raise UserError(f"--report-to {tracker}: it is not installed: pip install 'crossmae[trackers]'")
-    accelerator = Accelerator(
+    return join_processes(
         mixed_precision=config.mixed_precision,
         log_with=list(config.report_to) or None,
         project_dir=config.out,
-        cpu=not torch.cuda.is_available(),  # without this, several CPU processes do not find each other
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
+
+
+def join_processes(**options: Any) -> Accelerator:
+    """An Accelerator over the processes that the launcher started.
+
+    Raises:
+        UserError: the launcher was asked for another number of processes than there are.
+    """
+    # Without `cpu`, several CPU processes do not find each other.
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), **options)
     asked = _processes_asked_for()
     if asked is not None and asked != accelerator.num_processes:
         raise UserError(
             f"accelerate launch was asked for {asked} processes and started {accelerator.num_processes}:"
-            f" on the CPU use `accelerate launch --multi_gpu --num_processes {asked} train.py ...`"
-            f" or `torchrun --nproc-per-node {asked} train.py ...`"
+            f" on the CPU put `accelerate launch --multi_gpu --num_processes {asked}`"
+            f" or `torchrun --nproc-per-node {asked}` before the program"
         )
     return accelerator
 

@@ -1,0 +1,150 @@
+"""What every evaluation can be told, and what it works with. A task of evaluate.py extends EvaluationOptions."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from accelerate import Accelerator
+
+from shards_spec.errors import UserError
+from training.evaluation.features import Embeddings, LoadedModel, Pooling, Precision, embed_dataset, load_model
+from training.evaluation.results import Result, Rows, result_path, run_folder
+from training.processes import join_processes
+from training.stream.cache_folder import DEFAULT_SIZE, parse_size
+from training.stream.index import DatasetIndex, open_index
+from training.stream.order import Numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """One evaluation under way: its processes, dataset and model, and where its results go."""
+
+    task: str
+    options: "EvaluationOptions"
+    accelerator: Accelerator
+    index: DatasetIndex
+    loaded: LoadedModel
+    out: Path  # of the JSON
+    cache: Path | None  # of what is computed for single samples
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process speaks and writes."""
+        return bool(self.accelerator.is_main_process)
+
+    def untrained(self) -> LoadedModel:
+        """The same model with its initial weights."""
+        options = self.options
+        return load_model(options.checkpoint, self.loaded.device, untrained=True, precision=options.precision)
+
+    def embed(
+        self, numbers: Numbers | None = None, *, loaded: LoadedModel | None = None, pool: Pooling = "mean"
+    ) -> Embeddings:
+        """Pooled features of samples (all where None), of this session's model where no other is given."""
+        return embed_dataset(
+            self.index,
+            self.loaded if loaded is None else loaded,
+            numbers=numbers,
+            pool=pool,
+            cache=self.cache,
+            batch_size=self.options.batch_size,
+            workers=self.options.workers,
+            accelerator=self.accelerator,
+        )
+
+    def finish(
+        self,
+        *,
+        pool: int,
+        pool_rule: str,
+        protocol: str,
+        metrics: Rows,
+        baselines: Rows | None = None,
+        paper: Rows | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> Result:
+        """The result; the first process prints its table and writes its JSON."""
+        result = Result(
+            task=self.task,
+            data=", ".join(map(str, self.index.folders)),
+            dataset_fingerprint=self.index.fingerprint,
+            checkpoint=str(self.loaded.checkpoint),
+            step=self.loaded.step,
+            pool=pool,
+            pool_rule=pool_rule,
+            protocol=protocol,
+            metrics=metrics,
+            baselines=baselines or {},
+            paper=paper or {},
+            notes=notes,
+        )
+        if self.is_main:
+            result.write(self.out)
+            print(f"{result.table()}\n-> {self.out}", flush=True)
+        self.accelerator.wait_for_everyone()
+        return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """What every task of evaluate.py takes."""
+
+    data: str
+    """Dataset folder, complete, or its URL (https://, s3://, gs://, ...)."""
+    checkpoint: Path
+    """A checkpoint, or a run folder (its newest checkpoint is taken)."""
+    out: Path | None = None
+    """JSON file for the result. Default: RUN/evaluation/TASK-DATASET.json."""
+    batch_size: int = 64
+    """Samples that a process encodes at once."""
+    workers: int = 2
+    """Loader processes of each process; 0 loads in this one."""
+    precision: Precision = "auto"
+    """Of the encoders. auto: bf16 on a GPU, fp32 on the CPU."""
+    cache_features: Literal["auto", "none"] | Path = "auto"
+    """Folder for features, which are computed once. auto: RUN/evaluation/cache; none keeps nothing."""
+    cache_dir: Path | None = None
+    """Where shards of remote datasets are kept. Default: ~/.cache/crossmae."""
+    cache_size: str = DEFAULT_SIZE
+    """The most that --cache-dir holds, as 200GB."""
+
+    def __post_init__(self) -> None:
+        parse_size(self.cache_size)
+        if self.batch_size < 1:
+            raise ValueError(f"--batch-size must be at least 1, got {self.batch_size}")
+        if self.workers < 0:
+            raise ValueError(f"--workers must be at least 0, got {self.workers}")
+
+    def begin(self, task: str) -> Session:
+        """Joins the processes, opens the dataset, loads the model, and makes sure that results can be written.
+
+        Raises:
+            UserError: the dataset or the checkpoint cannot be used, or there is no place for the results.
+        """
+        if self.out is not None and not self.out.parent.is_dir():
+            raise UserError(f"--out {self.out}: the folder {self.out.parent} does not exist")
+        index = open_index(self.data, cache_dir=self.cache_dir, cache_size=self.cache_size)
+        accelerator = join_processes()
+        loaded = load_model(self.checkpoint, accelerator.device, precision=self.precision)
+        out = result_path(loaded.checkpoint, task, index) if self.out is None else self.out
+        if self.cache_features == "auto":
+            cache: Path | None = run_folder(loaded.checkpoint) / "evaluation" / "cache"
+        else:
+            cache = None if self.cache_features == "none" else Path(self.cache_features)
+        if accelerator.is_main_process:
+            _writable(out.parent, "--out FILE")
+            if cache is not None:
+                _writable(cache, "--cache-features DIR or none")
+        return Session(
+            task=task, options=self, accelerator=accelerator, index=index, loaded=loaded, out=out, cache=cache
+        )
+
+
+def _writable(folder: Path, option: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder} ({error.strerror}): give {option}") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"the folder {folder} cannot be written to: give {option}")

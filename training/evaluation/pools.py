@@ -1,0 +1,91 @@
+"""Among which samples retrieval looks: all of them, some of each class, or those that a file names."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from shards_spec.errors import UserError
+from training.evaluation.metadata import all_numbers, label_ids, sample_keys
+from training.stream.index import DatasetIndex
+from training.stream.order import Numbers, sample_seeds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """What --pool asks for."""
+
+    kind: Literal["all", "per-class", "keys"]
+    per_class: int = 0
+    file: Path | None = None
+
+
+def parse_pool(text: str) -> Pool:
+    """`all`, `per-class:5` or `keys:FILE`.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    kind, _, value = text.partition(":")
+    if text == "all":
+        return Pool(kind="all")
+    if kind == "per-class" and value.isdecimal() and int(value) > 0:
+        return Pool(kind="per-class", per_class=int(value))
+    if kind == "keys" and value:
+        return Pool(kind="keys", file=Path(value))
+    raise ValueError(f"--pool is all, per-class:N (N at least 1) or keys:FILE, got {text}")
+
+
+def choose(index: DatasetIndex, pool: Pool, seed: int) -> tuple[Numbers, str]:
+    """The samples of a pool, int64 [N], in the dataset's order, and the rule in words.
+
+    Raises:
+        UserError: the file cannot be read or names unknown samples; or there are no labels to go by.
+    """
+    if pool.kind == "per-class":
+        return _per_class(index, pool.per_class, seed)
+    if pool.file is not None:
+        return _named(index, pool.file), f"the keys in {pool.file.name}"
+    return all_numbers(index), "all"
+
+
+def _per_class(index: DatasetIndex, count: int, seed: int) -> tuple[Numbers, str]:
+    """`count` samples of each class, as CAV-MAE takes 5: which ones, a hash of (seed, key) says.
+
+    A sample with several labels counts for its first. So the choice depends on the samples alone, not on how they are
+    sharded, and a larger count holds the smaller one's samples.
+    """
+    numbers = all_numbers(index)
+    keys = sample_keys(index, numbers)
+    ranked = np.argsort(sample_seeds(seed, np.zeros_like(numbers), keys), kind="stable")
+    labels = label_ids(index, numbers)
+    members: dict[int, list[int]] = {}
+    for number in ranked.tolist():
+        if labels[number]:
+            members.setdefault(labels[number][0], []).append(number)
+    if not members:
+        raise UserError("--pool per-class needs labels, and no sample has any: give make-shards --class-labels")
+    few = sum(len(found) < count for found in members.values())
+    rule = f"{count} a class by first label, seed {seed}; {len(members)} classes" + (
+        f", {few} with fewer" if few else ""
+    )
+    return np.array(sorted(n for found in members.values() for n in found[:count]), np.int64), rule
+
+
+def _named(index: DatasetIndex, file: Path) -> Numbers:
+    try:
+        wanted = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--pool keys:{file}: cannot be read ({error}): give a text file with a key a line") from error
+    if not wanted:
+        raise UserError(f"--pool keys:{file}: the file names no key")
+    if len(set(wanted)) != len(wanted):
+        twice = next(key for key in wanted if wanted.count(key) > 1)
+        raise UserError(f"--pool keys:{file}: {twice} stands there twice")
+    places = {key: number for number, key in enumerate(sample_keys(index, all_numbers(index)))}
+    if unknown := [key for key in wanted if key not in places]:
+        raise UserError(
+            f"--pool keys:{file}: {len(unknown)} of {len(wanted)} keys are not in the dataset, the first: {unknown[0]}"
+        )
+    return np.array(sorted(places[key] for key in wanted), np.int64)
