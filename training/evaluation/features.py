@@ -88,6 +88,8 @@ def load_model(
     """
     checkpoint = find_checkpoint(checkpoint)
     config = read_json(checkpoint / CONFIG_FILE)
+    if "finetune" in config:
+        raise UserError(f"{checkpoint} is a fine-tuned classifier: evaluate.py classification is for it")
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config["seed"])  # as train.py draws them

@@ -1,0 +1,165 @@
+"""Classification with a fine-tuned model: mAP on AudioSet, accuracy on VGGSound (the paper's Table 1).
+
+`python evaluate.py classification --data EVAL --checkpoint FINETUNING_RUN`
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from shards_spec.errors import UserError
+from training.evaluation.classification_metrics import metrics_of, notes_on_classes, prior_metrics
+from training.evaluation.frames import FrameReader
+from training.evaluation.metadata import all_numbers
+from training.evaluation.options import EvaluationOptions
+from training.evaluation.results import Result, Rows, result_path
+from training.evaluation.row_cache import PIECE, cached_rows
+from training.finetune.classifier import LoadedClassifier, load_classifier
+from training.finetune.labels import Labels, check_single, class_list_hash, read_labels
+from training.stream.index import DatasetIndex, open_index
+from training.stream.loader import Share, load
+from training.stream.order import Numbers
+
+# B samples, N in all, C classes, D features, F frames of a sample, S pixels a side.
+ROWS = {"a": "audio", "v": "image", "av": "audio + image"}
+_PAPER: dict[str, dict[str, Rows]] = {  # CrossMAE, ViT-B: Table 1; supplement, Table 6
+    "multilabel": {
+        "a": {
+            "CrossMAE, AudioSet-20K, A": {"mAP": 39.2},
+            "CrossMAE, AudioSet-2M, A": {"mAP": 47.1},
+            "... + teacher-student, strong augmentation": {"mAP": 49.8},
+        },
+        "v": {
+            "CrossMAE, AudioSet-20K, V": {"mAP": 20.4},
+            "CrossMAE, AudioSet-2M, V": {"mAP": 27.2},
+            "... + teacher-student, strong augmentation": {"mAP": 30.6},
+        },
+        "av": {
+            "CrossMAE, AudioSet-20K, A-V": {"mAP": 48.2},
+            "CrossMAE, AudioSet-2M, A-V": {"mAP": 55.3},
+            "... + teacher-student, strong augmentation": {"mAP": 59.1},
+        },
+    },
+    "singlelabel": {
+        "a": {"CrossMAE, VGGSound, A": {"top-1": 61.1}},
+        "v": {"CrossMAE, VGGSound, V": {"top-1": 48.2}},
+        "av": {"CrossMAE, VGGSound, A-V": {"top-1": 67.0}},
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationConfig(EvaluationOptions):
+    """Classification with a fine-tuned checkpoint: mAP, AUC and d', or accuracy (the paper's Table 1)."""
+
+    frames: Literal["all", "middle"] = "all"
+    """Where the dataset has several frames a sample (make-shards --frames N): the mean over the predictions with each
+    of them, as CAV-MAE with 10; or the middle frame alone, as the paper pre-trains."""
+
+    def run(self) -> Result:
+        """Evaluates and prints the table.
+
+        Raises:
+            UserError: the checkpoint was not fine-tuned, or for other classes.
+        """
+        if self.out is not None and not self.out.parent.is_dir():
+            raise UserError(f"--out {self.out}: the folder {self.out.parent} does not exist")
+        index = open_index(self.data, cache_dir=self.cache_dir, cache_size=self.cache_size)
+        accelerator = Accelerator(cpu=not torch.cuda.is_available())  # else CPU processes do not find each other
+        loaded = load_classifier(self.checkpoint, accelerator.device)
+        labels = read_labels(index)
+        self._check(loaded, index, labels)
+        frames = FrameReader(index) if self.frames == "all" and "v" in loaded.inputs else None
+        scores = self.predict(loaded, index, frames if frames is not None and frames.count else None, accelerator)
+        count = frames.count if frames is not None and frames.count else 1
+        result = self._result(loaded, index, labels, scores, count)
+        if accelerator.is_main_process:
+            out = result_path(loaded.checkpoint, "classification", index) if self.out is None else self.out
+            out.parent.mkdir(parents=True, exist_ok=True)
+            result.write(out)
+            print(f"{result.table()}\n-> {out}", flush=True)
+        accelerator.wait_for_everyone()
+        return result
+
+    def predict(
+        self, loaded: LoadedClassifier, index: DatasetIndex, frames: FrameReader | None, accelerator: Accelerator
+    ) -> Tensor:
+        """Scores of all samples, float64 [N, C]: of the middle frame, or probabilities averaged over frames."""
+        precision = self.precision == "bf16" or (self.precision == "auto" and accelerator.device.type == "cuda")
+        size = min(self.batch_size, PIECE)
+
+        def compute(shares: Iterable[Share]) -> Iterator[tuple[Numbers, dict[str, Tensor]]]:
+            for batch in load(index, shares, seed=0, batch_size=size, workers=self.workers):
+                numbers = batch.numbers.numpy()
+                views = batch.image[:, None] if frames is None else torch.from_numpy(frames.read(numbers))
+                with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=precision):
+                    scores = classify(loaded, views, batch.fbank)
+                if not scores.isfinite().all():
+                    bad = batch.keys[int((~scores.isfinite().all(dim=1)).nonzero()[0])]
+                    raise UserError(f"{loaded.checkpoint}: the scores of sample {bad} are not finite")
+                yield numbers, {"scores": scores.cpu()}
+
+        rows = cached_rows(
+            all_numbers(index), compute, folder=None, batch_size=size, accelerator=accelerator, title="classify"
+        )
+        return rows["scores"]
+
+    def _check(self, loaded: LoadedClassifier, index: DatasetIndex, labels: Labels) -> None:
+        if loaded.class_list != class_list_hash(index.classes):
+            raise UserError(
+                f"{self.data} has another class list than the dataset that {loaded.checkpoint} was fine-tuned on:"
+                " use the same --class-labels for both"
+            )
+        check_single(loaded.task, labels, index)
+
+    def _result(
+        self, loaded: LoadedClassifier, index: DatasetIndex, labels: Labels, scores: Tensor, frames: int
+    ) -> Result:
+        """The result of scores [N, C]."""
+        is_positive = labels.matrix(all_numbers(index)).astype(bool)
+        averaged = f"mean of the weights after {loaded.averaged} steps" if loaded.averaged else "last weights"
+        views = f"probabilities averaged over {frames} frames" if frames > 1 else "one frame"
+        return Result(
+            task="classification",
+            data=", ".join(map(str, index.folders)),
+            dataset_fingerprint=index.fingerprint,
+            checkpoint=str(loaded.checkpoint),
+            step=loaded.step,
+            pool=len(index),
+            pool_rule="all samples",
+            protocol=(
+                f"{loaded.task}, fine-tuned; {averaged}; unmasked"
+                + (f"; {views}" if "v" in loaded.inputs else "")
+                + ("; means over the classes that occur" if loaded.task == "multilabel" else "")
+            ),
+            metrics={ROWS[loaded.inputs]: metrics_of(loaded.task, scores.numpy(), is_positive)},
+            baselines={"class prior": prior_metrics(loaded.task, labels.per_class, is_positive)},
+            paper=_PAPER[loaded.task][loaded.inputs],
+            notes=notes_on_classes(is_positive) if loaded.task == "multilabel" else (),
+        )
+
+
+@torch.no_grad()
+def classify(loaded: LoadedClassifier, frames: Tensor, fbank: Tensor) -> Tensor:
+    """Scores float64 [B, C] of samples as stored: frames uint8 [B, F, S, S, 3] and fbanks float16 [B, 1024, 128].
+
+    Of one frame they are the model's own, before the sigmoid or softmax. Of several the probabilities are averaged, as
+    CAV-MAE does.
+    """
+    model, device = loaded.classifier, loaded.normalise.fbank_mean.device
+    audio: Tensor | None = None
+    scores: list[Tensor] = []
+    for frame in frames.unbind(dim=1):
+        pixels, values = loaded.normalise(frame.to(device), fbank.to(device))
+        if model.audio_encoder is not None and audio is None:
+            audio = model.audio_features(values)
+        video = None if model.image_encoder is None else model.image_features(pixels)
+        scores.append(model.classify(audio, video).double())
+    if len(scores) == 1:
+        return scores[0]
+    together = torch.stack(scores)  # [F, B, C]
+    return (together.softmax(dim=2) if loaded.task == "singlelabel" else together.sigmoid()).mean(dim=0)

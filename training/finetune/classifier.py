@@ -1,0 +1,216 @@
+"""Pre-trained encoders, unmasked, their pooled features, and a linear head ("randomly initialized linear
+classification heads", Sec. 4.3). Beside them, where asked for, the running mean of the weights.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from shards_spec.errors import UserError
+from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint, load_weights, read_json, read_state
+from training.finetune.labels import Task
+from training.model.config import EncoderConfig, config_from_dict
+from training.model.encoder import Encoder, Features
+from training.model.patches import FBANK_SHAPE, IMAGE_CHANNELS, IMAGE_SHAPE
+from training.stream.loader import Normalise
+
+# B samples, C classes, D features of an encoder.
+InputKind = Literal["a", "v", "av"]
+Pool = Literal["mean", "cls"]
+_HEAD_STD = 2e-5  # MAE's fine-tuning: the head begins at scores of nearly 0
+
+
+class Classifier(nn.Module):
+    """Encoders of the inputs that are used, and a linear layer on their features side by side. No other is built."""
+
+    def __init__(
+        self,
+        encoder: EncoderConfig,
+        *,
+        inputs: InputKind,
+        classes: int,
+        pool: Pool = "mean",
+        recompute: bool = False,
+        keep_average: bool = False,
+    ) -> None:
+        """
+        Args:
+            inputs: audio, video (the frame), or both.
+            recompute: of activations in the backward pass: less memory, more time.
+            keep_average: whether to hold the running mean of the weights too.
+        """
+        super().__init__()
+        self.pool = pool
+        again = {"recompute": recompute}
+        self.audio_encoder = Encoder(encoder, shape=FBANK_SHAPE, channels=1, **again) if "a" in inputs else None
+        self.image_encoder = (
+            Encoder(encoder, shape=IMAGE_SHAPE, channels=IMAGE_CHANNELS, **again) if "v" in inputs else None
+        )
+        self.head = nn.Linear(encoder.dim * len(inputs), classes)
+        nn.init.trunc_normal_(self.head.weight, std=_HEAD_STD)
+        nn.init.zeros_(self.head.bias)
+        self.average = None
+        if keep_average:
+            self.average = Classifier(encoder, inputs=inputs, classes=classes, pool=pool).requires_grad_(False)
+            self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
+            self.register_buffer("steps_averaged", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, image: Tensor, fbank: Tensor) -> Tensor:
+        """Scores before the sigmoid or softmax, float [B, C], of images [B, 3, 224, 224] and fbanks [B, 1024, 128]."""
+        audio = None if self.audio_encoder is None else self.audio_features(fbank)
+        video = None if self.image_encoder is None else self.image_features(image)
+        return self.classify(audio, video)
+
+    def audio_features(self, fbank: Tensor) -> Tensor:
+        """Pooled features [B, D] of fbanks [B, 1024, 128], normalised."""
+        assert self.audio_encoder is not None
+        return self._pooled(self.audio_encoder(fbank.unsqueeze(1)))
+
+    def image_features(self, image: Tensor) -> Tensor:
+        """Pooled features [B, D] of images [B, 3, 224, 224], normalised."""
+        assert self.image_encoder is not None
+        return self._pooled(self.image_encoder(image))
+
+    def classify(self, audio: Tensor | None, video: Tensor | None) -> Tensor:
+        """Scores [B, C] of pooled features [B, D] each; None for what the model does not take."""
+        return self.head(torch.cat([part for part in (audio, video) if part is not None], dim=1))
+
+    def _pooled(self, features: Features) -> Tensor:
+        return features.pooled if self.pool == "mean" else features.cls
+
+
+@torch.no_grad()
+def follow(classifier: Classifier, *, steps_done: int, begin: int) -> None:
+    """Moves the running mean of the weights on, after optimizer step number `steps_done` (from 1).
+
+    The mean is over the weights after steps begin + 1, begin + 2, ...; before, there is none. Mean and counts are in
+    the classifier's state, so a resumed run has the same mean to the bit.
+    """
+    assert classifier.average is not None
+    classifier.get_buffer("steps_done").fill_(steps_done)
+    averaged = steps_done - begin
+    if averaged > 0:
+        own = dict(classifier.named_parameters())
+        mean, now = zip(*((p, own[name]) for name, p in classifier.average.named_parameters()), strict=True)
+        torch._foreach_lerp_(mean, now, 1.0 / averaged)
+        classifier.get_buffer("steps_averaged").fill_(averaged)
+
+
+def copy_fixed(classifier: Classifier) -> None:
+    """Gives the mean what no step changes: the positions, which files of other layouts bring along."""
+    assert classifier.average is not None
+    for name, buffer in classifier.average.named_buffers():
+        buffer.copy_(classifier.get_buffer(name))
+
+
+def load_encoders(classifier: Classifier, init: Path) -> list[str]:
+    """Gives a classifier the encoders of a pre-training run or checkpoint, every weight of them.
+
+    Returns:
+        What was loaded, in lines to print.
+
+    Raises:
+        UserError: there is no checkpoint, or its encoders are of another size.
+    """
+    checkpoint = find_checkpoint(init)
+    path = checkpoint / WEIGHTS_FILE
+    said = []
+    for name in ("audio_encoder", "image_encoder"):
+        encoder = getattr(classifier, name)
+        if encoder is None:
+            continue
+        try:
+            with safe_open(path, "pt") as file:
+                names = [key for key in file.keys() if key.startswith(f"{name}.")]  # noqa: SIM118 (it is no mapping)
+                state = {key.removeprefix(f"{name}."): file.get_tensor(key) for key in names}
+            encoder.load_state_dict(state)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"--init: {path} cannot be read ({error}): use another checkpoint") from error
+        except RuntimeError as error:
+            first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+            raise UserError(f"--init: the {name} of {path} is of another size than --encoder says: {first}") from error
+        said.append(f"{name}: {len(state)} tensors of {checkpoint}")
+    return [*said, f"head: new, {classifier.head.in_features} features to {classifier.head.out_features} classes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedClassifier:
+    """A fine-tuned checkpoint, ready to classify."""
+
+    classifier: Classifier
+    normalise: Normalise
+    checkpoint: Path
+    step: int
+    inputs: InputKind
+    task: Task
+    class_list: str  # labels.class_list_hash of the dataset that it was trained on
+    averaged: int  # steps over whose weights the mean was taken; 0 for the last weights themselves
+
+
+def is_classifier(checkpoint: Path) -> bool:
+    """Whether a checkpoint comes of fine-tuning."""
+    return "finetune" in read_json(checkpoint / CONFIG_FILE)
+
+
+def load_classifier(checkpoint: Path, device: torch.device) -> LoadedClassifier:
+    """Loads a fine-tuned checkpoint (or a run's newest): the mean of the late weights where there is one.
+
+    Raises:
+        UserError: there is no checkpoint, it is damaged, or it does not come of fine-tuning.
+    """
+    checkpoint = find_checkpoint(checkpoint)
+    config = read_json(checkpoint / CONFIG_FILE)
+    if not is_classifier(checkpoint):
+        raise UserError(
+            f"{checkpoint} was not fine-tuned: give a run of `train.py finetune`, or use `evaluate.py probe`"
+        )
+    try:
+        told = config["finetune"]
+        encoder = _encoder_config(config)
+        classifier = Classifier(
+            encoder,
+            inputs=told["inputs"],
+            classes=told["classes"],
+            pool=told["pool"],
+            keep_average=told["average_from"] is not None,
+        )
+        normalise = Normalise(config["fbank_mean"], config["fbank_std"])
+        facts: dict[str, Any] = {name: told[name] for name in ("inputs", "task", "class_list")}
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{checkpoint / CONFIG_FILE} describes no classifier of this program: {error!r}") from error
+    load_weights(checkpoint, classifier)
+    averaged = 0
+    if classifier.average is not None:
+        averaged = int(classifier.get_buffer("steps_averaged"))
+        classifier = classifier.average if averaged else classifier
+    return LoadedClassifier(
+        classifier=classifier.eval().to(device),
+        normalise=normalise.to(device),
+        checkpoint=checkpoint,
+        step=read_state(checkpoint).step,
+        averaged=averaged,
+        **facts,
+    )
+
+
+def _encoder_config(config: dict[str, Any]) -> EncoderConfig:
+    """The encoders of a run, pre-training or fine-tuning, as its config.json describes them."""
+    return config_from_dict({"encoder": config["model"]["encoder"]}).encoder
+
+
+def encoder_of(init: Path) -> tuple[EncoderConfig, float, float]:
+    """The encoders of the run or checkpoint `init`, and the fbank mean and std that it was trained with.
+
+    Raises:
+        UserError: there is no checkpoint, or it is none of this program.
+    """
+    checkpoint = find_checkpoint(init)
+    config = read_json(checkpoint / CONFIG_FILE)
+    try:
+        return _encoder_config(config), float(config["fbank_mean"]), float(config["fbank_std"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{checkpoint / CONFIG_FILE} describes no CrossMAE of this program: {error!r}") from error
