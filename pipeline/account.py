@@ -17,7 +17,7 @@ from shards_spec.tables import REASONS, read_tables, shard_stem
 
 NOT_PRESENT = ("missing", "bad_segment", "duplicate")  # reasons of clips for which there was nothing to decode
 _EXAMPLES = 3  # clips named for each reason
-_LIBRARIES = ("av", "decord", "numpy", "pillow", "pyarrow", "torch", "torchaudio")
+_LIBRARIES = ("av", "decord", "numpy", "pillow", "pyarrow")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,6 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-from torchaudio.transforms import Resample
 
 from pipeline.clip_error import ClipError
 from shards_spec.sample import SAMPLE_RATE
@@ -26,6 +23,8 @@ GAP = 0.1  # seconds
 _BANK_OUTPUTS = 128  # samples computed together, at least
 _BANK_GROUPS = 4
 _LONGEST_PERIOD = 640  # samples at SAMPLE_RATE: that of 11,025 Hz
+_ZERO_CROSSINGS = 6  # of the filter, on each side: torchaudio's lowpass_filter_width
+_ROLLOFF = 0.99  # of the lower one of both Nyquist frequencies, torchaudio's default
 _NEGLIGIBLE = 1e-12  # of a filter whose sum is 1: where its window is zero up to round-off
 
 
@@ -104,14 +103,13 @@ def resample(samples: npt.NDArray[np.float32], rate: int) -> npt.NDArray[np.floa
     bank = _filter_bank(rate)
     length = math.ceil(len(samples) * SAMPLE_RATE / rate)
     count = math.ceil(length / bank.outputs)
-    padded = torch.zeros((count - 1) * bank.step + bank.taps)
-    padded[bank.before : bank.before + len(samples)] = torch.from_numpy(samples)[: len(padded) - bank.before]
-    windows = padded.unfold(0, bank.taps, bank.step)  # [count, taps]
-    resampled = torch.empty(count, bank.outputs)
+    padded = np.zeros((count - 1) * bank.step + bank.taps, np.float32)
+    padded[bank.before : bank.before + len(samples)] = samples[: len(padded) - bank.before]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, bank.taps)[:: bank.step]  # [count, taps]
+    resampled = np.empty((count, bank.outputs), np.float32)
     for outputs, taps, weights in bank.groups:
-        torch.mm(windows[:, taps], weights, out=resampled[:, outputs])
-    result: npt.NDArray[np.float32] = resampled.view(-1)[:length].numpy()
-    return result
+        np.matmul(windows[:, taps], weights, out=resampled[:, outputs])
+    return resampled.reshape(-1)[:length]
 
 
 @dataclass(frozen=True)
@@ -122,25 +120,44 @@ class _FilterBank:
     step: int  # input samples between windows
     taps: int
     outputs: int
-    groups: tuple[tuple[slice, slice, Tensor], ...]  # outputs, taps, weights between them
+    groups: tuple[tuple[slice, slice, npt.NDArray[np.float32]], ...]  # outputs, taps, weights between them
 
 
 @functools.lru_cache(maxsize=16)
 def _filter_bank(rate: int) -> _FilterBank:
-    """torchaudio's windowed sinc filters of one rate, in float32 as its plain function computes them."""
+    """The filters of one rate, repeated until there are _BANK_OUTPUTS of them."""
     # Exact for every usual rate. A rate like 44,101 Hz has a filter of gigabytes: its ratio is taken to 1e-5.
     ratio = Fraction(rate, SAMPLE_RATE).limit_denominator(_LONGEST_PERIOD)
     period = ratio.numerator
-    resample = Resample(period, ratio.denominator, dtype=torch.float32)
-    filters = resample.kernel[:, 0]  # [outputs, taps] of one period of the ratio
+    filters, width = _sinc_filters(period, ratio.denominator)
     repeats = math.ceil(_BANK_OUTPUTS / len(filters))
-    matrix = torch.zeros(repeats * len(filters), filters.shape[1] + (repeats - 1) * period)
+    matrix = np.zeros((repeats * len(filters), filters.shape[1] + (repeats - 1) * period), np.float32)
     for i in range(repeats):
         matrix[i * len(filters) : (i + 1) * len(filters), i * period : i * period + filters.shape[1]] = filters
     groups = []
     for outputs in np.array_split(np.arange(len(matrix)), _BANK_GROUPS):
         first, last = int(outputs[0]), int(outputs[-1]) + 1
-        touched = (matrix[first:last].abs() > _NEGLIGIBLE).any(0).nonzero().flatten()
+        touched = np.flatnonzero((np.abs(matrix[first:last]) > _NEGLIGIBLE).any(0))
         taps = slice(int(touched[0]), int(touched[-1]) + 1)
-        groups.append((slice(first, last), taps, matrix[first:last, taps].T.contiguous()))
-    return _FilterBank(resample.width, repeats * period, matrix.shape[1], len(matrix), tuple(groups))
+        groups.append((slice(first, last), taps, np.ascontiguousarray(matrix[first:last, taps].T)))
+    return _FilterBank(width, repeats * period, matrix.shape[1], len(matrix), tuple(groups))
+
+
+def _sinc_filters(period: int, outputs: int) -> tuple[npt.NDArray[np.float32], int]:
+    """The windowed sinc filters that turn `period` samples into `outputs`, as torchaudio's resample computes them.
+
+    In float32, step by step as there: computed in float64 they would give samples that differ by up to 1e-5.
+
+    Returns:
+        [outputs, 2 width + period] weights, and `width`, the zeros before the first sample.
+    """
+    cutoff = _ROLLOFF * min(period, outputs)  # twice the highest frequency that passes, in cycles a period
+    width = math.ceil(_ZERO_CROSSINGS * period / cutoff)
+    inputs = np.arange(-width, width + period, dtype=np.float32) / np.float32(period)  # times, in periods
+    times = inputs - (np.arange(outputs, dtype=np.float32) / np.float32(outputs))[:, np.newaxis]
+    times = np.clip(times * np.float32(cutoff), -_ZERO_CROSSINGS, _ZERO_CROSSINGS)  # in zero crossings
+    angles = times * np.float32(math.pi)
+    hann = np.square(np.cos(angles / np.float32(_ZERO_CROSSINGS) / np.float32(2)))
+    sinc = np.divide(np.sin(angles), angles, out=np.ones_like(angles), where=angles != 0)
+    filters: npt.NDArray[np.float32] = sinc * (hann * np.float32(cutoff / period))
+    return filters, width

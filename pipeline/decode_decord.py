@@ -14,7 +14,6 @@ silently from the one that PyAV gives:
 """
 
 import bisect
-import contextlib
 import math
 import re
 from fractions import Fraction
@@ -37,6 +36,7 @@ from pipeline.media_file import (
     header_duration,
     measured_duration,
     open_media,
+    passing_over_damage,
     pick_streams,
     start_of,
     timestamp,
@@ -45,6 +45,7 @@ from pipeline.timeline import FRAME_TOLERANCE, ClipRequest, Segment, cut_off, is
 
 _SEEKS_BY_BYTE = ("mpeg", "mpegts")
 _TIMESTAMP_TOLERANCE = 5e-3  # seconds: decord keeps timestamps in float32
+_NO_MEMORY = re.compile("bad_alloc|[Cc]annot allocate memory")
 _SAMPLE_TOLERANCE = 1e-3  # the same frame of sound from two versions of FFmpeg
 
 
@@ -63,6 +64,8 @@ def decode(path: Path, *, request: ClipRequest, frame_fit: FrameFit) -> RawClip:
             duration = header_duration(container) or measured_duration(path)
             segment = locate(request, duration)
             video, sound, end = _scan(container, streams, segment)
+    except MemoryError:
+        raise
     except av.error.FFmpegError as error:
         raise ClipError("decode_error", str(error)) from error
     if is_cut_off(segment, end):
@@ -78,7 +81,9 @@ def decode(path: Path, *, request: ClipRequest, frame_fit: FrameFit) -> RawClip:
         pictures, times = _pictures(decord.VideoReader(name, num_threads=1), video, segment, frame_fit)
     except (decord.DECORDError, RuntimeError, AssertionError, IndexError, StopIteration) as error:
         # Without the clock and the place in its source: equal failures have equal details.
-        message = re.sub(r"^\[[\d:]+\] \S+: ", "", str(error).partition("\n")[0]) or repr(error)
+        if _NO_MEMORY.search(str(error)):
+            raise MemoryError from error
+        message = re.sub(r"^(\[[\d:]+\] \S+: )+", "", str(error).partition("\n")[0]) or repr(error)
         raise ClipError("decode_error", f"decord: {message}") from error
     is_transposed = video.orientation[0]
     return RawClip(
@@ -123,7 +128,7 @@ class _Video:
         self.times.append(time)
         self.end = max(self.end, float((time + (packet.duration or 0)) * self.time_base) - self.start)
         if not self.width:
-            with contextlib.suppress(av.error.FFmpegError):
+            with passing_over_damage():
                 for frame in self._codec.decode(packet):
                     self.width, self.height = frame.width, frame.height
                     self.orientation = display_orientation(frame)
@@ -177,7 +182,7 @@ class _Sound:
         self._content += duration
         self.end = time + duration
         if self.begin is None:
-            with contextlib.suppress(av.error.FFmpegError):
+            with passing_over_damage():
                 for frame in self._codec.decode(packet)[:1]:
                     self.begin = time if frame.pts is None else float(frame.pts * self._time_base) - self._start
                     total, self.channels, gain = channel_sum(frame)

@@ -65,6 +65,8 @@ def decode(path: Path, *, request: ClipRequest, frame_fit: FrameFit) -> RawClip:
                     is_careful = True
                 else:
                     return reading.raw_clip(duration, frame_fit)
+    except MemoryError:
+        raise
     except av.error.FFmpegError as error:
         raise ClipError("decode_error", str(error)) from error
 
@@ -260,6 +262,8 @@ class _FramePicker:
     def _decode(self, packet: av.Packet | None) -> None:
         try:
             frames = self._codec.decode(packet)
+        except MemoryError:  # no damage: what a clip gives must not depend on the memory that there is
+            raise
         except av.error.FFmpegError:
             self._errors += 1
             return
@@ -350,6 +354,8 @@ class _Sound:
     def _decode(self, packet: av.Packet | None) -> None:
         try:
             frames = self._codec.decode(packet)
+        except MemoryError:  # no damage: what a clip gives must not depend on the memory that there is
+            raise
         except av.error.FFmpegError:
             self._errors += 1
             return

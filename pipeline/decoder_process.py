@@ -3,7 +3,8 @@
     parent thread ──(path, row)──> child          the child always has the next clip waiting
                   <──Encoded, Failure or Defect──
 
-A clip that takes too long, or takes the child with it, costs that clip alone: a new child goes on with the next.
+A clip that takes too long, too much memory, or the child with it, costs that clip alone: a new child goes on with the
+next.
 Children end with their parent, however it ends: the pipe closes, and the kernel kills those that hang in a decoder.
 """
 
@@ -26,6 +27,7 @@ from typing import Any, NamedTuple
 
 from pipeline.clip_error import ClipError
 from pipeline.encode_sample import Encoded
+from pipeline.memory_limit import limit_own_memory, resident, shown
 from shards_spec.tables import Reason
 
 Job = tuple[Path, dict[str, Any]]  # the file, and the clip's row in the plan
@@ -45,6 +47,10 @@ class _Defect(NamedTuple):
     trace: str
 
 
+class _OutOfMemory(NamedTuple):
+    """The clip, with what earlier ones left in the child, needs more memory than it may take."""
+
+
 class DecoderDefectError(RuntimeError):
     """Preparing a clip raised what no damaged file should raise: a mistake in the program."""
 
@@ -54,7 +60,10 @@ class StoppedError(RuntimeError):
 
 
 _AHEAD = 2  # clips sent and not yet answered: one in work, one waiting
-_STOP_POLL = 0.2  # seconds until a stop is noticed
+_POLL = 0.05  # seconds until a stop is noticed, and between two looks at the child's memory
+# Bytes that a child may gain before it is replaced, between two clips. decord 0.6 loses the sound of every clip, 1.8 MB
+# for 10 s (https://github.com/dmlc/decord/issues/189); with PyAV a child gains 70 MB and stays there.
+_MAY_GROW = 300_000_000
 _START_SECONDS = 180.0  # for a child to import its modules, on a slow network disk
 _DECODER_PACKAGES = {"av", "decord"}
 # What children import: make_shards' own imports too, multiprocessing runs the main module again in each child.
@@ -86,16 +95,19 @@ def start_fork_server() -> None:
 class DecoderProcess:
     """A child process that makes samples, replaced when it is lost. For one thread; use it in a `with` block."""
 
-    def __init__(self, make: Make, *, timeout: float, stop: threading.Event) -> None:
+    def __init__(self, make: Make, *, timeout: float, memory: int, stop: threading.Event) -> None:
         """
         Args:
             make: makes a sample, in the child; it must be picklable.
             timeout: seconds that a clip may take.
+            memory: bytes that the child may take.
             stop: when set, `outcomes` raises StoppedError.
         """
-        self._make, self._timeout, self._stop = make, timeout, stop
+        self._make, self._timeout, self._memory, self._stop = make, timeout, memory, stop
         self._process: ForkServerProcess | None = None
         self._connection: Connection[Any, Any] | None = None
+        self._answers = 0  # of this child
+        self._first_resident = self._last_resident = 0  # bytes that it held before its first clip, and lately
 
     def __enter__(self) -> "DecoderProcess":
         return self
@@ -113,7 +125,11 @@ class DecoderProcess:
         waiting = iter(jobs)
         sent: deque[Job] = deque()
         while True:
-            while len(sent) < _AHEAD and (job := next(waiting, None)) is not None:
+            has_grown = self.resident - self._first_resident > _MAY_GROW
+            if has_grown and not sent:
+                self._end()
+                has_grown = False
+            while not has_grown and len(sent) < _AHEAD and (job := next(waiting, None)) is not None:
                 sent.append(job)
                 if self._connection is not None:
                     self._send(job)
@@ -123,52 +139,81 @@ class DecoderProcess:
                 self._start()
                 for job in sent:
                     self._send(job)
-            yield self._answer(sent.popleft())
+            is_fresh = self._answers == 0
+            outcome = self._answer(sent[0])
+            if isinstance(outcome, _OutOfMemory):
+                self._end()
+                if not is_fresh:
+                    continue  # once more, in a new child: what it needs must not depend on the clips before it
+                outcome = Failure("crashed", f"needs more memory than --worker-memory {shown(self._memory)}")
+            sent.popleft()
+            yield outcome
+
+    @property
+    def resident(self) -> int:
+        """Bytes of memory that the child holds, 0 where there is none."""
+        return 0 if self._process is None else resident(self._process.pid)
 
     def _start(self) -> None:
         with _lock:
             here, there = _context.Pipe()
-            process = _context.Process(target=_serve, args=(there, self._make), daemon=True)
+            process = _context.Process(target=_serve, args=(there, self._make, self._memory), daemon=True)
             process.start()
             there.close()
         self._process, self._connection = process, here
-        if not self._wait(_START_SECONDS):
-            raise DecoderDefectError(f"the decoder process was not ready after {_START_SECONDS:g} s")
+        self._answers = self._last_resident = 0
         try:
+            if not self._wait(_START_SECONDS):
+                raise DecoderDefectError(f"the decoder process was not ready after {_START_SECONDS:g} s")
             here.recv()
+        except MemoryError:
+            told = f"the decoder process takes more than --worker-memory {shown(self._memory)} before its first clip"
+            raise DecoderDefectError(told) from None
         except (EOFError, OSError):
             raise DecoderDefectError(f"the decoder process {self._end()} before its first clip") from None
+        self._first_resident = self.resident
 
     def _send(self, job: Job) -> None:
         assert self._connection is not None
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died: the answer will be missing
             self._connection.send(job)
 
-    def _answer(self, job: Job) -> Encoded | Failure:
+    def _answer(self, job: Job) -> Encoded | Failure | _OutOfMemory:
         assert self._connection is not None
-        if not self._wait(self._timeout):
-            self._end()
-            return Failure("timeout", f"took longer than {self._timeout:g} s")
         try:
+            if not self._wait(self._timeout):
+                self._end()
+                return Failure("timeout", f"took longer than {self._timeout:g} s")
             answer = self._connection.recv()
         except (EOFError, OSError):
             return Failure("crashed", f"the decoder process {self._end()}")
+        except MemoryError:
+            return _OutOfMemory()
+        self._answers += 1
         if isinstance(answer, _Defect):
             path, row = job
             raise DecoderDefectError(f"clip {row['key']} ({path}): {answer.trace}")
-        assert isinstance(answer, Encoded | Failure)
+        assert isinstance(answer, Encoded | Failure | _OutOfMemory)
         return answer
 
     def _wait(self, seconds: float) -> bool:
-        """Whether the child has something to say within `seconds`; its death counts."""
-        assert self._connection is not None
+        """Whether the child has something to say within `seconds`; its death counts.
+
+        Raises:
+            MemoryError: the child holds more memory than it may.
+            StoppedError: the run is to end.
+        """
+        assert self._connection is not None and self._process is not None
         deadline = time.monotonic() + seconds
         while not self._stop.is_set():
             left = deadline - time.monotonic()
-            if self._connection.poll(max(0.0, min(left, _STOP_POLL))):
+            if self._connection.poll(max(0.0, min(left, _POLL))):
                 return True
             if left <= 0:
                 return False
+            self._last_resident = self.resident
+            if self._last_resident > self._memory:
+                raise MemoryError
         raise StoppedError
 
     def _end(self) -> str:
@@ -185,16 +230,15 @@ class DecoderProcess:
             status = process.exitcode
         if status is None or status >= 0:
             return f"ended with status {status}"
-        hint = " (out of memory?)" if status == -signal.SIGKILL else ""
+        hint = " (out of memory?)" if status == -signal.SIGKILL or self._last_resident > self._memory / 2 else ""
         return f"was killed by {signal.Signals(-status).name}{hint}"
 
 
-def _serve(connection: "Connection[Any, Any]", make: Make) -> None:
+def _serve(connection: "Connection[Any, Any]", make: Make, memory: int) -> None:
     """The child: answers jobs until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     _die_with_parent()
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+    limit_own_memory(memory)
     # The parent closes its end when it wants no more: the child may be waiting for a clip then, or answering.
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         connection.send("ready")
@@ -204,14 +248,16 @@ def _serve(connection: "Connection[Any, Any]", make: Make) -> None:
             connection.send(_attempt(make, path, row))
 
 
-def _attempt(make: Make, path: Path, row: dict[str, Any]) -> Encoded | Failure | _Defect:
+def _attempt(make: Make, path: Path, row: dict[str, Any]) -> Encoded | Failure | _OutOfMemory | _Defect:
     """Exceptions become answers. Those of the file system, of memory and from inside a decoder are the clip's fault;
     any other is ours, and stops the run."""
     try:
         return make(path, row)
     except ClipError as error:
         return Failure(error.reason, error.detail)
-    except (OSError, MemoryError) as error:
+    except MemoryError:
+        return _OutOfMemory()
+    except OSError as error:
         return Failure("decode_error", _one_line(error))
     except Exception as error:  # noqa: BLE001 (nothing is swallowed: it goes to the parent, which raises it)
         if _from_decoder(error):

@@ -62,7 +62,7 @@ def make_sample(path: Path, row: dict[str, Any], *, options: SampleOptions) -> E
     Raises:
         ClipError: the clip gives no sample.
     """
-    # Imported here: the parent of the decoder processes names this function without needing torch.
+    # Imported here: the parent of the decoder processes names this function without needing a decoder.
     from pipeline.decode import decode_clip
 
     try:

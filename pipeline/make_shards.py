@@ -85,6 +85,7 @@ def run(config: MakeShardsConfig, *, make: Make | None = None) -> int:
             members=config.options.members,
             make=make or functools.partial(make_sample, options=config.options),
             timeout=config.clip_timeout,
+            memory=config.worker_memory,
             share=share,
             retry_failed=config.retry_failed,
         )

@@ -1,5 +1,6 @@
 """Opening a media file and reading its header with PyAV; what both decoders know of a file before they decode it."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,17 @@ def demux(container: InputContainer, *streams: av.stream.Stream) -> Iterator[av.
             continue
         except IndexError:
             return  # PyAV ends so, after the last packet, where damage made FFmpeg see one more stream
+
+
+@contextlib.contextmanager
+def passing_over_damage() -> Iterator[None]:
+    """What FFmpeg says of a damaged packet is ignored; want of memory is no damage."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except av.error.FFmpegError:
+        return
 
 
 def timestamp(item: av.Packet | av.VideoFrame) -> int | None:

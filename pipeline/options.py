@@ -1,6 +1,7 @@
 """The command line of make-shards."""
 
 import importlib.util
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import tyro
 
 from pipeline.array_task import WHOLE, Share, slurm_share
 from pipeline.encode_sample import SampleOptions
+from pipeline.memory_limit import shown
 from shards_spec import storage
 from shards_spec.errors import UserError
 from shards_spec.sample import CLIP_SECONDS
@@ -23,6 +25,29 @@ _Place = Annotated[
         instance_from_str=lambda words: storage.place(words[0]),
         is_instance=lambda value: isinstance(value, Path | Remote),
         str_from_instance=lambda value: [str(value)],
+    ),
+]
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(G|M)i?B?", re.IGNORECASE)
+_LEAST_MEMORY = 500_000_000  # bytes: what a decoder process takes for usual clips, and room
+
+
+def _bytes(text: str) -> int:
+    """Bytes in a size such as 2GB, 1.5G, 800MB; GiB and MiB are taken too."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no size such as 2GB or 800MB")
+    base = 1024 if "i" in text.lower() else 1000
+    return round(float(match[1]) * base ** (3 if match[2] in "Gg" else 2))
+
+
+_Bytes = Annotated[
+    int,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="SIZE",
+        instance_from_str=lambda words: _bytes(words[0]),
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [shown(value)],
     ),
 ]
 
@@ -75,6 +100,8 @@ class MakeShardsConfig:
     """Accept the dataset if at most this share of the clips that have a file fails."""
     clip_timeout: float = 60.0
     """Seconds that one clip may take."""
+    worker_memory: _Bytes = 2_000_000_000
+    """Memory that a decoder process may take; a clip that needs more has failed. Usual clips need 0.2GB in all."""
 
     def check(self) -> None:
         """Raises UserError for values that make no sense."""
@@ -102,6 +129,8 @@ class MakeShardsConfig:
         for name in ("clip_seconds", "clip_timeout"):
             if not 0 < getattr(self, name) < 1e6:
                 raise UserError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
+        if self.worker_memory < _LEAST_MEMORY:
+            raise UserError(f"--worker-memory must be at least {shown(_LEAST_MEMORY)}, got {shown(self.worker_memory)}")
         if not 0 <= self.max_failed <= 1:
             raise UserError(f"--max-failed is a share, 0 to 1, got {self.max_failed}")
 

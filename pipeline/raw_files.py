@@ -6,10 +6,10 @@ Names seen in downloads, parsed from the right because ids may begin with `-` an
     ID_000030_000040.mp4   ID_30.0-40.0.mkv   any of them with a Y before the id
 """
 
+import functools
 import os
 import re
-from collections.abc import Iterator, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,15 +55,19 @@ def parse_name(stem: str) -> ParsedName | None:
     match = _NAME.fullmatch(stem)
     if match is None:
         return None
-    ytid, start = match[1], match[2]
-    if start is None:
-        return ParsedName(ytid, ())
-    seconds = float(start)
-    if "." in start or start[0] == "0" or seconds < 1000:
-        return ParsedName(ytid, (seconds,))  # VGGSound pads seconds with zeros to six digits
+    ytid, start = match.group(1, 2)
+    return ParsedName(ytid, () if start is None else _starts(start))
+
+
+@functools.lru_cache(maxsize=100_000)  # two million names share their starts: less memory, and faster
+def _starts(number: str) -> tuple[float, ...]:
+    """The seconds that a number in a file name may mean, the likeliest first."""
+    seconds = float(number)
+    if "." in number or number[0] == "0" or seconds < 1000:
+        return (seconds,)  # VGGSound pads seconds with zeros to six digits
     milliseconds = seconds / 1000
     # AudioSet's segments begin at whole seconds, so a multiple of 1000 is its segment_id, in milliseconds.
-    return ParsedName(ytid, (milliseconds, seconds) if seconds % 1000 == 0 else (seconds, milliseconds))
+    return (milliseconds, seconds) if seconds % 1000 == 0 else (seconds, milliseconds)
 
 
 def walk(roots: Sequence[Place]) -> Iterator[tuple[int, str, str]]:
@@ -117,30 +121,36 @@ def _remote_folders(root: Remote) -> Iterator[tuple[str, list[str]]]:
 def _media(names: list[str]) -> list[tuple[str, str]]:
     media = []
     for name in names:
-        stem, suffix = os.path.splitext(name)  # noqa: PTH122
-        suffix = suffix.lower()
-        if name[0] != "." and not stem.endswith(".temp") and (suffix in VIDEO_SUFFIXES or suffix in AUDIO_SUFFIXES):
-            media.append((name, stem, suffix))
-    videos = {stem for _, stem, suffix in media if suffix in VIDEO_SUFFIXES}
-    return [(name, stem) for name, stem, suffix in media if suffix in VIDEO_SUFFIXES or stem not in videos]
+        stem, dot, suffix = name.rpartition(".")
+        is_video = (suffix := dot + suffix.lower()) in VIDEO_SUFFIXES
+        if (is_video or suffix in AUDIO_SUFFIXES) and name[0] != "." and not stem.endswith(".temp"):
+            media.append((name, stem, is_video))
+    videos = {stem for _, stem, is_video in media if is_video}
+    if len(videos) == len(media):
+        return [(name, stem) for name, stem, _ in media]
+    return [(name, stem) for name, stem, is_video in media if is_video or stem not in videos]
 
 
 class RawIndex:
     """Finds the file of a clip among those below the raw roots."""
 
-    def __init__(self, roots: Sequence[Place], *, ytids: AbstractSet[str], stems: AbstractSet[str]) -> None:
+    def __init__(self, roots: Sequence[Place], *, ytids: Iterable[str], stems: Iterable[str]) -> None:
         """Lists the roots. Only files of the wanted ids, and of the wanted stems, are remembered."""
         self.files = 0
         self._roots = roots
-        self._by_ytid: dict[str, list[RawFile]] = {}
-        self._by_stem: dict[str, list[RawFile]] = {}
+        # Tables of all that is wanted: their keys are the strings that are there already, not one more of each.
+        self._by_ytid: dict[str, tuple[RawFile, ...]] = dict.fromkeys(ytids, ())
+        self._by_stem: dict[str, tuple[RawFile, ...]] = dict.fromkeys(stems, ())
         for root, path, stem in walk(roots):
             self.files += 1
             parsed = parse_name(stem)
-            if parsed is not None and parsed.ytid in ytids:
-                self._by_ytid.setdefault(parsed.ytid, []).append(RawFile(root, path, parsed.starts))
-            if stem in stems:
-                self._by_stem.setdefault(stem, []).append(RawFile(root, path, ()))
+            if parsed is not None:
+                known = self._by_ytid.get(parsed.ytid)
+                if known is not None:
+                    self._by_ytid[parsed.ytid] = (*known, RawFile(root, path, parsed.starts))
+            known = self._by_stem.get(stem)
+            if known is not None:
+                self._by_stem[stem] = (*known, RawFile(root, path, ()))
 
     def find(self, *, ytid: str | None, stem: str | None, start: float) -> tuple[RawFile | None, float | None, str]:
         """The file for a clip, the start that its name states, and, where there is none, what was found instead.
@@ -149,7 +159,9 @@ class RawIndex:
         exactly this start (to the millisecond) before one that states none; then the earlier raw root, then the
         first by path. A file whose name states another start holds another clip.
         """
-        candidates = self._by_stem.get(stem or "", []) if ytid is None else self._by_ytid.get(ytid, [])
+        candidates = self._by_stem.get(stem or "", ()) if ytid is None else self._by_ytid.get(ytid, ())
+        if len(candidates) == 1 and start in candidates[0].starts:
+            return candidates[0], start, ""  # nearly all of them
         wanted = round(start * 1000)
         ranked = []
         for file in candidates:

@@ -31,6 +31,7 @@ class ShardJob:
         roots: raw folders, as the plan counts them.
         make: makes one sample, in a child process; must be picklable.
         timeout: seconds that one clip may take.
+        memory: bytes that the decoder process may take.
         retry: the shard is there, its failed clips get another try.
     """
 
@@ -38,6 +39,7 @@ class ShardJob:
     roots: tuple[Place, ...]
     make: Make
     timeout: float
+    memory: int
     retry: bool
 
 
@@ -57,7 +59,7 @@ def do(job: ShardJob, *, stop: threading.Event, on_clip: OnClip) -> None:
     start_fork_server()
     with (
         tempfile.TemporaryDirectory(prefix="make-shards-") as scratch,
-        DecoderProcess(job.make, timeout=job.timeout, stop=stop) as process,
+        DecoderProcess(job.make, timeout=job.timeout, memory=job.memory, stop=stop) as process,
     ):
 
         def copy(number: int, row: Row) -> Path:

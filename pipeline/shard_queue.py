@@ -35,6 +35,7 @@ class ShardQueue:
         members: tuple[str, ...],
         make: Make,
         timeout: float,
+        memory: int,
         share: Share,
         retry_failed: bool,
     ) -> None:
@@ -44,12 +45,13 @@ class ShardQueue:
             members: of each sample, in tar order.
             make: makes one sample, in a child process; must be picklable.
             timeout: seconds that one clip may take.
+            memory: bytes that a decoder process may take.
             share: the shards that are this run's.
             retry_failed: whether failed clips of finished shards get another try.
         """
         self._folder, self._plan, self._members = folder.absolute(), plan, members
         self._roots = tuple(root.absolute() for root in roots)
-        self._make, self._timeout = make, timeout
+        self._make, self._timeout, self._memory = make, timeout, memory
         self._firsts = plan.shard_firsts()
         self._ours = [number for number in range(plan.shards) if share.has(number)]
         finished = finished_shards(folder, self._ours)
@@ -77,6 +79,7 @@ class ShardQueue:
             roots=self._roots,
             make=self._make,
             timeout=self._timeout,
+            memory=self._memory,
             retry=number in self._again,
         )
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import mmap
 import os
 import time
 import zlib
@@ -30,6 +31,15 @@ def fake_sample(path: Path, row: dict[str, Any]) -> Encoded:
             ctypes.string_at(0)
         case b"exit":
             os._exit(3)
+        case b"hoard":
+            hoard = []
+            while True:
+                hoard.append(bytearray(20_000_000))
+        case b"hoard what no limit of the kernel counts":
+            shared = mmap.mmap(-1, 4_000_000_000)
+            while shared.tell() < len(shared):
+                shared.write(b"x" * 10_000_000)
+                time.sleep(0.002)
         case b"defect":
             raise KeyError("a mistake of ours")
         case b"no_audio":
@@ -41,6 +51,15 @@ def fake_sample(path: Path, row: dict[str, Any]) -> Encoded:
     metadata = {"key": row["key"], "content": content.decode()}
     payloads = {"json": encode_json(metadata), "jpg": content, "fbank.npy": encode_fbank(fbank)}
     return Encoded(payloads, 10, float(valid.sum()), float(np.square(valid).sum()))
+
+
+leaked: list[bytearray] = []
+
+
+def leaking_sample(path: Path, row: dict[str, Any]) -> Encoded:
+    """Each clip leaves as many MB behind as its file says."""
+    leaked.append(bytearray(1_000_000 * int(path.read_text())))
+    return fake_sample(path, row)
 
 
 def ytid(number: int) -> str:

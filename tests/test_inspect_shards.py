@@ -158,6 +158,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 def test_mistakes_are_answered_in_one_line(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "does not exist" in refused(capsys, tmp_path / "gone")
+    assert "is a URL: copy the dataset to a local folder" in refused(capsys, "s3://bucket/dataset")
     (tmp_path / "empty").mkdir()
     assert "is no dataset" in refused(capsys, tmp_path / "empty")
     assert "--samples must be at least 1" in refused(capsys, dataset, "--samples=0")

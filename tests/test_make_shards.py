@@ -2,12 +2,14 @@
 
 import contextlib
 import fcntl
+import itertools
 import os
 import random
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,12 +22,13 @@ import pytest
 import webdataset
 
 from pipeline import make_shards
-from pipeline.decoder_process import DecoderDefectError, Failure, _attempt
-from pipeline.make_shards import main
+from pipeline.decoder_process import DecoderDefectError, DecoderProcess, Failure, _attempt, start_fork_server
+from pipeline.encode_sample import Encoded
+from pipeline.make_shards import MakeShardsConfig, main
 from shards_spec.dataset import read_dataset
 from shards_spec.errors import UserError
 from shards_spec.sample import decode_fbank, member_column
-from tests.fake_samples import fake_sample, make, reasons, rows, ten_files, write_csv, write_files, ytid
+from tests.fake_samples import fake_sample, leaking_sample, make, reasons, rows, ten_files, write_csv, write_files, ytid
 from tools.media import encode_clip
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,6 +167,15 @@ def test_bytes_do_not_depend_on_the_workers(tmp_path: Path, raw: Path, workers: 
         assert path.read_bytes() == (tmp_path / "many" / path.name).read_bytes()
 
 
+def test_bytes_do_not_depend_on_the_threads_that_the_user_allows(tmp_path: Path, real_raw: Path) -> None:
+    """BLAS with more threads adds up in another order: decoder processes are told to have one."""
+    for count in ("1", "4"):
+        threads = {"OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count}
+        words = command(real_raw, tmp_path / count, "--limit", "4")
+        subprocess.run(words, env=os.environ | {"PYTHONPATH": str(ROOT)} | threads, check=True, capture_output=True)
+    assert read_dataset(tmp_path / "1").fingerprint == read_dataset(tmp_path / "4").fingerprint
+
+
 def test_accidents_cost_one_clip_each(tmp_path: Path, raw: Path) -> None:
     accidents = {1: "hang", 2: "abort", 3: "segfault", 4: "exit", 6: "hang"}
     write_files(raw, {f"{ytid(i)}_30.mp4": content for i, content in accidents.items()})
@@ -175,6 +187,77 @@ def test_accidents_cost_one_clip_each(tmp_path: Path, raw: Path) -> None:
     assert found[3] == ("crashed", "the decoder process was killed by SIGSEGV")
     assert found[4] == ("crashed", "the decoder process ended with status 3")
     assert {found[i] for i in (0, 5, 7, 8, 9)} == {(None, None)}
+
+
+def test_decoder_processes_are_free_of_torch(tmp_path: Path, real_raw: Path) -> None:
+    """Importing it costs each of them 0.5 GB. As they are in a real run, after a real clip, with either decoder."""
+    words = [sys.executable, "-c", "import sys, pipeline.decoder_process; print('torch' in sys.modules)"]
+    assert subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "False\n"
+    for decoder in ("pyav", "decord"):
+        words = ["--out", str(tmp_path / decoder), "--limit", "1", "--decoder", decoder, "--workers", "1"]
+        program = f"import sys\nsys.argv[1:] = {[str(real_raw), *words]}\n{TELLS_MODULES}"
+        (tmp_path / "program.py").write_text(program)
+        words = [sys.executable, str(tmp_path / "program.py")]
+        subprocess.run(words, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+        (row,) = rows(tmp_path / decoder)
+        modules = set((tmp_path / decoder / "modules.txt").read_text().split())
+        assert row["status"] == "ok" and {"numpy", "av"} <= modules
+        assert ("decord" in modules) == (decoder == "decord")
+        assert not modules & {"torch", "torchaudio", "torchvision"}
+
+
+TELLS_MODULES = """
+from pathlib import Path
+from pipeline import encode_sample, make_shards
+
+def tell(path, row, *, options):
+    encoded = encode_sample.make_sample(path, row, options=options)
+    Path(sys.argv[3], "modules.txt").write_text(" ".join(sys.modules))
+    return encoded
+
+make_shards.make_sample = tell
+if __name__ == "__main__":
+    sys.exit(make_shards.main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+def test_a_clip_that_eats_memory_costs_one_clip(tmp_path: Path, raw: Path) -> None:
+    """Whether the kernel refuses the memory, or the parent sees it taken."""
+    hoards = {1: "hoard", 3: "hoard what no limit of the kernel counts"}
+    write_files(raw, {f"{ytid(i)}_30.mp4": content for i, content in hoards.items()})
+    dataset = make(raw, tmp_path / "out", worker_memory=500_000_000, shard_size=10)
+    assert dataset.samples == 8
+    found = [(row["reason"], row["detail"]) for row in rows(tmp_path / "out")]
+    assert {found[i] for i in hoards} == {("crashed", "needs more memory than --worker-memory 0.5GB")}
+    assert {found[i] for i in range(10) if i not in hoards} == {(None, None)}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_that_has_grown_is_replaced(raw: Path) -> None:
+    """Between two clips, before the limit is met."""
+    jobs = [(path, {"key": path.stem}) for path in sorted(raw.iterdir())]
+    for path, _ in jobs:
+        path.write_text("110")
+    start_fork_server()
+    sizes = []
+    with DecoderProcess(leaking_sample, timeout=60, memory=2_000_000_000, stop=threading.Event()) as process:
+        for outcome in process.outcomes(jobs):
+            assert isinstance(outcome, Encoded)
+            sizes.append(process.resident / 1e6)
+    assert len(sizes) == 10
+    assert max(sizes) < 110 * 4 + 200  # the clip that was waiting when the third was done still goes to the old one
+    assert sum(later < earlier for earlier, later in itertools.pairwise(sizes)) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+def test_memory_left_by_others_is_not_the_clips_fault(tmp_path: Path, raw: Path) -> None:
+    """The third clip meets the limit; in a new process it does not."""
+    for path in raw.iterdir():
+        path.write_text("140")
+    config = MakeShardsConfig(raw=(raw,), out=tmp_path / "out", workers=1, worker_memory=500_000_000)
+    assert make_shards.run(config, make=leaking_sample) == 0
+    assert read_dataset(tmp_path / "out").samples == 10
 
 
 def test_a_mistake_of_ours_is_no_failed_clip(tmp_path: Path, raw: Path) -> None:

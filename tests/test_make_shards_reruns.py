@@ -109,6 +109,8 @@ def test_retry_refuses_a_damaged_shard(tmp_path: Path, raw: Path) -> None:
         (["{raw}", "--out", "{out}", "--frame-fit", "squash"], "squash"),
         (["{raw}", "--out", "{out}", "--frames", "0"], "--frames must be at least 1, got 0"),
         (["{raw}", "--out", "{out}", "--clip-timeout", "nan"], "--clip-timeout must be above 0, got nan"),
+        (["{raw}", "--out", "{out}", "--worker-memory", "much"], "'much' is no size such as 2GB"),
+        (["{raw}", "--out", "{out}", "--worker-memory", "9MB"], "--worker-memory must be at least 0.5GB, got 0.009GB"),
         (["{raw}", "--out", "{out}", "--max-failed", "3"], "--max-failed is a share, 0 to 1, got 3.0"),
         (["{raw}", "--out", "{out}", "--segments", "gone.csv"], "cannot read gone.csv: No such file"),
         (["{raw}", "--out", "{out}", "--segments", "{raw}/none.csv"], "none of the 1 clips has a file"),
@@ -157,4 +159,4 @@ def test_dataset_json_names_what_made_it(tmp_path: Path, raw: Path) -> None:
     make(raw, tmp_path / "out", keep_audio=False)
     facts = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert facts["recipe"]["shard_size"] == 4
-    assert {"av", "torch", "numpy", "python"} <= facts["versions"].keys()
+    assert {"av", "decord", "numpy", "python"} <= facts["versions"].keys()

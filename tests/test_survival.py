@@ -13,8 +13,8 @@ import pytest
 
 from shards_spec.dataset import read_dataset
 from shards_spec.tables import read_table
+from tests.clips import make_clip, tones
 from tests.runs import ROOT
-from tools.demo_clips import make_clips
 
 KILLS = int(os.environ.get("SURVIVAL_KILLS", "6"))  # 100 of them take some minutes
 CLIPS, SHARD_SIZE = 200, 8
@@ -22,14 +22,20 @@ CLIPS, SHARD_SIZE = 200, 8
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory) -> Path:
-    """200 names of a few real clips."""
+    """200 names of a few clips, two of them broken."""
     made = tmp_path_factory.mktemp("made")
-    make_clips(made / "download", 6, seed=1)
+    files = [
+        make_clip(made / "a.mp4"),
+        make_clip(made / "b.mkv"),
+        make_clip(made / "c.webm", video_codec="vp8", audio_codec="opus"),
+        make_clip(made / "d.mp4", waveform=tones(3), seconds=3),
+    ]
+    cut = made / "cut.mp4"
+    cut.write_bytes(files[0].read_bytes()[:2000])
+    (made / "empty.mp4").touch()
+    files += [cut, made / "empty.mp4"]
     raw = made / "raw"
     raw.mkdir()
-    files = sorted(
-        path for path in (made / "download" / "raw").rglob("*.*") if path.suffix in {".mp4", ".webm", ".mkv"}
-    )
     for number in range(CLIPS):
         source = files[number % len(files)]
         (raw / f"clip {number:03d}{source.suffix}").hardlink_to(source)

@@ -1,6 +1,6 @@
 """How fast make-shards is: beside the usual scripts, and beside the bare cost of the libraries.
 
-    python -m tools.bench_make_shards [--clips 24] [--rounds 5]
+    python -m tools.bench_make_shards [--clips 16] [--copies 24] [--rounds 5]
 
 It makes its own clips (10 s, 640x360, 30 a second, H.264 with a keyframe every 5 s, stereo AAC) and prints, pinned to
 one core and taken in turns in one run:
@@ -10,7 +10,8 @@ one core and taken in turns in one run:
     floor     the bare library calls in one process: no tar, no isolation, no account, nothing that can go wrong
     sample    what one decoder process of make-shards does for a clip
     make-shards, 1 and 2 workers: the command, from clips to a complete dataset; the rate between a short and a long
-              run, so that starting up does not count (it is named apart)
+              run, so that starting up does not count (it is named apart); the long run has 24 shards of 16 clips, so
+              that two workers are busy to its end
 """
 
 import importlib.util
@@ -28,8 +29,6 @@ from typing import Any
 
 import av
 import numpy as np
-import torch
-import torchaudio
 
 from pipeline.encode_sample import SampleOptions, make_sample
 from pipeline.fbank import fbank
@@ -39,18 +38,23 @@ from shards_spec.sample import FRAME_SIZE, SAMPLE_RATE
 from tools.media import encode_clip
 
 SECONDS, FPS, WIDTH, HEIGHT, RATE = 10, 30, 640, 360, 44_100
+SHARD_SIZE = 16  # clips: with the usual number of clips, the long run has 24 shards, so two workers end together
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
     """Measures make-shards beside the usual scripts and beside the bare cost of the libraries."""
 
-    clips: int = 24
+    clips: int = 16
     """Clips made."""
     rounds: int = 5
     """Times that each way is measured; the median counts."""
-    copies: int = 8
+    copies: int = 24
     """The long run of the command has this many times the clips of the short one."""
+
+    def __post_init__(self) -> None:
+        if self.clips < 1 or self.copies < 2 or self.rounds < 1:
+            raise ValueError("--clips and --rounds must be at least 1, --copies at least 2")
 
 
 def make_clips(folder: Path, count: int) -> list[Path]:
@@ -74,6 +78,8 @@ def make_clips(folder: Path, count: int) -> list[Path]:
 def script(path: Path) -> None:
     """One clip as the usual preparation scripts take it."""
     import cv2
+    import torch
+    import torchaudio
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as folder:
@@ -102,6 +108,10 @@ def script(path: Path) -> None:
 
 def floor(path: Path) -> None:
     """One clip with the fewest library calls that give the same kind of sample."""
+    import torch
+    import torchaudio
+
+    torch.set_num_threads(1)
     middle = SECONDS / 2
     with av.open(str(path)) as container:
         video, audio = container.streams.video[0], container.streams.audio[0]
@@ -151,7 +161,7 @@ def command_seconds(raw: Path, out: Path, workers: int) -> float:
     shutil.rmtree(out, ignore_errors=True)
     words = [sys.executable, "-m", "pipeline.make_shards", str(raw), "--out", str(out), f"--workers={workers}"]
     began = time.perf_counter()
-    subprocess.run([*words, "--shard-size=32"], check=True, capture_output=True)
+    subprocess.run([*words, f"--shard-size={SHARD_SIZE}"], check=True, capture_output=True)
     return time.perf_counter() - began
 
 
@@ -174,7 +184,6 @@ def measure(config: BenchConfig, folder: Path) -> dict[str, list[float]]:
     ways: dict[str, Callable[[Path], None]] = {"floor": floor, "sample": sample}
     if shutil.which("ffmpeg") and shutil.which("sox") and importlib.util.find_spec("cv2"):
         ways = {"script": script} | ways
-    torch.set_num_threads(1)
     figures: dict[str, list[float]] = {name: [] for name in [*ways, "make-shards, 1 worker", "make-shards, 2 workers"]}
     starts = []
     for _ in range(config.rounds):
@@ -218,4 +227,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    if os.environ.get("OPENBLAS_NUM_THREADS") != "1":  # read when numpy is imported; decoder processes have it too
+        os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        os.execv(sys.executable, [sys.executable, "-m", "tools.bench_make_shards", *sys.argv[1:]])
     main()

@@ -7,6 +7,7 @@ The samples shown are evenly spaced over the dataset. make-shards may still be a
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
     """The command. Exit status: 0 done, 2 a user's mistake."""
     with one_line_errors(_PROGRAM):
         config: InspectConfig = parse(InspectConfig, arguments, prog=_PROGRAM)
+        if re.match(r"[a-z][a-z0-9+.-]+:/", str(config.dataset)):  # a Path keeps one slash
+            raise UserError(f"{config.dataset} is a URL: copy the dataset to a local folder, and give that")
         if not config.out.parent.is_dir():
             raise UserError(f"--out {config.out}: the folder {config.out.parent} does not exist")
         if config.out.is_dir():
