@@ -1,8 +1,10 @@
 """The whole way of the data on clips made for it: `make demo`, or `python -m tools.demo [--out demo]`.
 
-    demo_clips ──> raw/ + CSVs ──> make-shards ──> accelerate launch train.py (stopped, resumed) ──> evaluate ──> report
+    make_world ──> files, CSV, boxes ──> make-shards ──> accelerate launch train.py (stopped, resumed)
+      ──> evaluate.py retrieval, localization ──> report
 
-Every step is the command that a user would type, printed before it runs.
+Before the shards are made some clips are spoilt, as downloads are: what fails is counted, with its reason. Every step
+is the command that a user would type, printed before it runs.
 """
 
 import json
@@ -19,8 +21,11 @@ from pathlib import Path
 from shards_spec.command_line import one_line_errors, parse
 from shards_spec.dataset import read_dataset
 from shards_spec.errors import UserError
+from shards_spec.sample import audioset_key
 from training.checkpoint import checkpoints
 from training.run_folder import METRICS_FILE, read_step_log
+
+_SPOILT = 4  # clips
 
 ROOT = Path(__file__).resolve().parent.parent
 _LAUNCH = ["--num_processes=1", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
@@ -33,7 +38,7 @@ class DemoConfig:
     out: Path = Path("demo")
     """Folder for everything; what an earlier demo left there is replaced."""
     clips: int = 64
-    """Good clips to make."""
+    """Good clips to make; four that are spoilt come on top."""
     steps: int = 60
     """Training steps."""
 
@@ -82,13 +87,16 @@ def demo(config: DemoConfig) -> None:
     out = config.out.resolve()
     _clear(out)
     shards, trained = str(out / "shards"), out / "run"
-    run("make clips", "python", "-m", "tools.demo_clips", str(out / "download"), f"--clips={config.clips}")
     download = out / "download"
+    make = ("python", "-m", "tools.make_world", str(download), "--classes=25", "--masks=none")
+    run("make clips", *make, f"--splits=clips:{config.clips + _SPOILT}")
+    spoil(download / "clips", download / "clips.csv")
     run(
         "raw clips -> shards",
-        *("make-shards", str(download / "raw"), "--out", shards),
-        *("--segments", str(download / "segments.csv")),
+        *("make-shards", str(download / "clips"), "--out", shards),
+        *("--segments", str(download / "clips.csv")),
         *("--class-labels", str(download / "class_labels_indices.csv")),
+        *("--boxes", str(download / "boxes.json")),
         *("--shard-size", "16", "--workers", "2"),
     )
     training = (
@@ -99,11 +107,30 @@ def demo(config: DemoConfig) -> None:
     stop_midway(training, trained / METRICS_FILE, config.steps // 2)
     stopped_at = checkpoints(trained)[-1].name
     run("the same command goes on", *training)
-    retrieved = trained / "retrieval.json"
-    evaluation = ("--data", shards, "--checkpoint", str(trained), "--out", str(retrieved))
-    run("evaluate", "python", "evaluate.py", "retrieval", *evaluation)
+    evaluated = ("--data", shards, "--checkpoint", str(trained))
+    run("evaluate: which image belongs to this sound?", "python", "evaluate.py", "retrieval", *evaluated)
+    where = ("localization", "--benchmark", "vggss", *evaluated)
+    run("evaluate: where does it come from?", "python", "evaluate.py", *where)
     run("report", "python", "-m", "tools.report", str(trained))
     _summary(out, stopped_at, time.monotonic() - began)
+
+
+def spoil(clips: Path, segments: Path) -> None:
+    """Spoils the last four clips of a download: one is not there, one is cut, one is empty, one has lost its id."""
+    *head, missing, cut, empty, nameless = segments.read_text().splitlines()
+    _file(clips, missing).unlink()
+    path = _file(clips, cut)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    _file(clips, empty).write_bytes(b"")
+    nameless = "#NAME?" + nameless[nameless.index(",") :]  # what a spreadsheet makes of an id like -Abc...
+    segments.write_text("\n".join([*head, missing, cut, empty, nameless]) + "\n")
+    print(f"\n4 clips of {clips} are spoilt: one is missing, one cut, one empty, one has no id", flush=True)
+
+
+def _file(clips: Path, row: str) -> Path:
+    """The file of a row of the segment CSV."""
+    ytid, start = row.split(", ")[:2]
+    return clips / f"{audioset_key(ytid, float(start))}.mp4"
 
 
 def _clear(out: Path) -> None:
@@ -120,16 +147,19 @@ def _clear(out: Path) -> None:
 def _summary(out: Path, stopped_at: str, seconds: float) -> None:
     dataset = read_dataset(out / "shards")
     lines = read_step_log(out / "run" / METRICS_FILE)
-    result = json.loads((out / "run" / "retrieval.json").read_text())
+    found = out / "run" / "evaluation"
+    result, places = (json.loads((found / f"{t}-shards.json").read_text()) for t in ("retrieval", "localization"))
     failures = ", ".join(f"{count} {reason}" for reason, count in sorted(dataset.failures.items()))
-    recall = result["audio_to_image"]["recall"]["10"]
+    recall, chance = result["metrics"]["audio -> image"]["R@10"], result["baselines"]["chance"]["R@10"]
+    hit, centre = places["metrics"]["model"]["CIoU"], places["baselines"]["centre box, half the area"]["CIoU"]
     print(
         f"""
 == done in {seconds:.0f} s
   shards      {out / "shards"}: {dataset.samples} samples in {len(dataset.shards)} shards; failed: {failures}
   training    {out / "run"}: stopped at {stopped_at}, resumed, {lines[-1]["step"]} steps;
               loss {lines[0]["loss"]:.3f} -> {lines[-1]["loss"]:.3f}
-  retrieval   audio -> image R@10 {recall:.1f}% of {result["pool"]} (chance {result["chance"]["10"]:.1f}%)
+  retrieval   audio -> image R@10 {recall:.1f}% of {result["pool"]} (chance {chance:.1f}%)
+  localized   CIoU {hit:.1f} (a box in the centre: {centre:.1f}); pictures: {found / "localization-shards"}
   report      {out / "run" / "report.html"}""",
         flush=True,
     )

@@ -45,6 +45,7 @@ def encode_clip(
     audio_delay: float = 0.0,
     duration_header: bool = True,
     video_options: dict[str, str] | None = None,
+    container_format: str | None = None,
 ) -> Path:
     """Encodes one file; equal arguments give equal bytes on the same machine.
 
@@ -63,6 +64,7 @@ def encode_clip(
         audio_delay: seconds by which the audio stream begins later than the video stream.
         duration_header: False leaves the duration out of the header and the index out of the file (mkv, webm).
         video_options: options of the video encoder, over the defaults here.
+        container_format: FFmpeg's name of the container, where the suffix of `path` does not say it.
 
     Returns:
         `path`.
@@ -76,7 +78,7 @@ def encode_clip(
     if waveform is not None and (waveform.ndim != 2 or waveform.shape[0] not in _LAYOUTS):
         raise ValueError(f"waveform must be [channels, samples], {sorted(_LAYOUTS)} channels, got {waveform.shape}")
     options = {"fflags": "+bitexact"} if duration_header else {"fflags": "+bitexact", "live": "1"}
-    with av.open(str(path), "w", options=options) as container:
+    with av.open(str(path), "w", format=container_format, options=options) as container:
         video = audio = None
         if frames is not None:
             frames = iter(frames)

@@ -1,0 +1,247 @@
+"""tools.make_world: the world is fair, the same bytes come of the same seed, and both ways of making it agree."""
+
+import json
+from itertools import combinations
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from pipeline.make_shards import main as make_shards
+from shards_spec.dataset import read_dataset
+from shards_spec.sample import FBANK_MEMBER, FRAME_MEMBER, JSON_MEMBER, SAMPLE_RATE, decode_fbank
+from shards_spec.tables import read_table
+from tools import make_world, verify_shards
+from tools.inspection.facts import payload
+from tools.world.checks import gather_facts, linear_accuracy, linear_r2, linear_retrieval, scores
+from tools.world.classes import make_classes
+from tools.world.masks import mask_of
+from tools.world.request import make_world as world_of
+from tools.world.request import parse_splits
+from tools.world.rhythm import Voice, pulse_at
+from tools.world.scene import MIDDLE, owners
+from tools.world.sound import render_sound, render_voice
+
+SEEN, HEARD = ("shape", "texture", "motion"), ("timbre", "rhythm", "register")
+TRAITS = {"pitch": 0.5, "tempo": 0.5, "loudness": 0.5, "start": 0.0, "end": 11.0}
+
+
+@pytest.fixture(scope="module")
+def world():
+    return world_of(0, 49)
+
+
+@pytest.fixture(scope="module")
+def facts(world):
+    return gather_facts(world, "train", 300)
+
+
+@pytest.mark.parametrize("count", [25, 49])
+def test_no_seen_factor_tells_a_heard_one(count):
+    classes = make_classes(3, count)
+    for first, second in combinations((*SEEN, *HEARD), 2):
+        assert len({(getattr(kind, first), getattr(kind, second)) for kind in classes}) == count
+    assert make_classes(4, count) != classes == make_classes(3, count)
+    assert len({kind.name for kind in classes}) == count
+
+
+def test_trivial_answers_do_not_localize_and_a_perfect_one_does(facts):
+    ciou = {name: hit for name, (hit, _) in scores(facts).items()}
+    assert ciou["oracle: nearest half"] > 97
+    assert ciou["the largest object"] < 70
+    assert ciou["centre box, half the area"] < 45 and ciou["left half"] < 45 and ciou["whole image"] < 20
+    assert ciou["random map"] < 3
+
+
+def test_nothing_but_look_and_sound_gives_the_class_away(facts):
+    assert linear_accuracy(facts.colour, facts.label, 49) < 8  # chance 2
+    assert 5 < linear_accuracy(facts.spectrum, facts.label, 49) < 40  # timbre and register are in it, rhythm is not
+    assert 35 < linear_accuracy(facts.rivals, facts.is_first.astype(int), 2) < 65
+    place = np.array([group[0] for group in facts.boxes])[:, :2]
+    assert linear_r2(facts.spectrum, place) < 10
+    assert linear_retrieval(facts.spectrum, facts.colour) < 15  # chance 6.7
+
+
+def test_linear_models_find_what_is_there(facts):
+    """The checks can fail: a feature that says the answer is used."""
+    told = np.eye(49)[facts.label]
+    assert linear_accuracy(told, facts.label, 49) > 95
+    assert linear_r2(facts.spectrum, facts.spectrum[:, :2]) > 90
+    assert linear_retrieval(facts.colour, facts.colour) > 95
+
+
+def test_large_objects_are_seen(world):
+    for index in range(60):
+        scene = world.scene("val", index)
+        shown = owners(scene.actors, MIDDLE, 224, 224)
+        for number, actor in enumerate(scene.actors):
+            if actor.is_large:
+                x0, y0, x1, y1 = shown.box(number)
+                assert shown.seen(number) / shown.whole[number] > 0.65 and (x1 - x0) * (y1 - y0) > 0.22
+        assert {actor.is_large for actor in scene.sounding} == {True}
+        mask = mask_of(scene, MIDDLE)
+        assert mask.sum() == sum(shown.seen(n) for n, actor in enumerate(scene.actors) if actor.is_sounding)
+
+
+def test_a_clip_depends_on_its_number_alone(world):
+    assert world.scene("val", 7).name == world.name("val", 7)
+    again = world_of(0, 49).scene("val", 7)
+    assert again.actors == world.scene("val", 7).actors
+    keys = {world.name(split, index).key for split in ("train", "val") for index in range(200)}
+    assert len(keys) == 400
+    sounding = {label for index in range(49) for label in world.name("train", index).label_ids}
+    assert sounding == set(range(49))
+
+
+def test_two_sound_in_some_clips_and_rivals_are_there_in_most(world):
+    names = [world.name("train", index) for index in range(1000)]
+    assert 0.08 < np.mean([len(name.label_ids) == 2 for name in names]) < 0.15
+    larges = [sum(actor.is_large for actor in world.scene("train", index).actors) for index in range(100)]
+    assert 0.8 < np.mean([count == 2 for count in larges]) < 1
+
+
+def test_sound_and_picture_share_pulse_pitch_and_loudness(world):
+    kind = next(kind for kind in world.classes if kind.rhythm == 1)  # beat: one strike a period
+    voice = Voice(kind=kind, **TRAITS | {"start": 2.0, "end": 7.0})
+    sound = render_voice(voice, np.random.default_rng(0))
+    level = np.sqrt(np.square(sound.reshape(-1, SAMPLE_RATE // 100)).mean(1))  # of each 10 ms
+    assert level[:199].max() == 0 and level[710:].max() < 1e-4
+    onsets = 2 + voice.period * np.arange(int(5 / voice.period))
+    for onset in onsets[1:]:
+        frame = round(onset * 100)
+        assert level[frame + 4] > 10 * level[frame - 4]  # a strike after silence
+        assert pulse_at(voice, np.array([onset + 1e-6])).drive[0] == pytest.approx(1, abs=1e-3)
+    assert pulse_at(voice, np.array([1.9, 7.1])).drive.tolist() == [0, 0]
+
+
+def test_low_voices_are_large_and_loud_ones_bright(world):
+    actors = [actor for i in range(150) for actor in world.scene("train", i).actors if actor.is_large]
+    pitch = np.array([actor.voice.pitch for actor in actors])
+    extents = np.array([actor.pose.extent(actor.voice.kind) for actor in actors])
+    area = (extents[:, 2] - extents[:, 0]) * (extents[:, 3] - extents[:, 1])
+    assert np.corrcoef(pitch, area)[0, 1] < -0.9
+    bright = [actor.states([MIDDLE])[0][1] for actor in actors]
+    assert np.corrcoef([actor.voice.loudness for actor in actors], bright)[0, 1] > 0.6
+    loudness = np.array([voice.loudness for voice in (actor.voice for actor in actors[:12])])
+    power = [np.square(render_voice(actor.voice, np.random.default_rng(0))).sum() for actor in actors[:12]]
+    assert np.corrcoef(loudness, np.log(power))[0, 1] > 0.6
+
+
+def test_sound_is_finite_and_not_clipped(world):
+    for index in range(30):
+        sound = render_sound(world.scene("train", index))
+        assert sound.dtype == np.float32 and sound.shape == (160_000,)
+        assert np.isfinite(sound).all() and 0.005 < np.abs(sound).max() <= 0.981
+
+
+def read_all(folder):
+    """Every file of a folder, by relative path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+DIRECT = ["--direct", "--shard-size=8", "--splits=train:20,val:4", "--masks=middle"]
+
+
+@pytest.fixture(scope="module")
+def direct(tmp_path_factory):
+    out = tmp_path_factory.mktemp("world") / "direct"
+    assert make_world.main([str(out), *DIRECT, "--workers=2"]) == 0
+    return out
+
+
+def test_direct_shards_are_datasets(direct):
+    for split, count in (("train", 20), ("val", 4)):
+        assert verify_shards.main([str(direct / split)]) in (0, None)
+        dataset = read_dataset(direct / split)
+        assert (dataset.samples, dataset.failed, len(dataset.classes)) == (count, 0, 49)
+    table, _ = read_table(direct / "train" / "shard-000001.parquet")
+    for row in table.to_pylist():
+        metadata = json.loads(payload(direct / "train", row, JSON_MEMBER))
+        heard = [item for item in metadata["objects"] if item["is_sounding"]]
+        assert metadata["boxes"] == [item["box"] for item in heard]
+        assert metadata["label_ids"] == sorted(item["label_id"] for item in heard) == row["label_ids"]
+        assert (direct / "masks" / "train" / row["key"] / f"{row['key']}_1.png").is_file()
+
+
+def test_direct_bytes_do_not_depend_on_workers_or_history(direct, tmp_path):
+    out = tmp_path / "again"
+    first = [word.replace("train:20", "train:11") for word in DIRECT]
+    assert make_world.main([str(out), *first, "--workers=1"]) == 0
+    kept = (out / "train" / "shard-000000.tar").stat().st_mtime_ns
+    (out / "val" / "shard-000000.parquet").unlink()  # as if killed before the last shard was committed
+    (out / "val" / "shard-000000.tar.abcd.tmp").write_bytes(b"half")
+    assert make_world.main([str(out), *DIRECT, "--workers=1"]) == 0
+    assert read_all(out) == read_all(direct)
+    assert (out / "train" / "shard-000000.tar").stat().st_mtime_ns == kept
+
+
+def test_files_and_shards_of_a_world_agree(direct, tmp_path):
+    files, shards = tmp_path / "files", tmp_path / "shards"
+    command = [str(files), "--splits=train:0,val:3", "--masks=seconds", "--workers=1"]
+    assert make_world.main(command) == 0
+    before = read_all(files)
+    assert sum(name.startswith("masks/val/") for name in before) == 30
+    video = next(name for name in before if name.endswith(".mp4"))
+    (files / video).unlink()
+    assert make_world.main(command) == 0
+    assert read_all(files) == before
+
+    options = ["--segments", str(files / "val.csv"), "--class-labels", str(files / "class_labels_indices.csv")]
+    options += ["--boxes", str(files / "boxes.json"), "--workers=1"]
+    assert make_shards([str(files / "val"), *options, "--out", str(shards)]) == 0
+    known = json.loads((files / "objects.json").read_text())
+    of_files, of_direct = (read_table(folder / "shard-000000.parquet")[0] for folder in (shards, direct / "val"))
+    for a, b in zip(of_files.to_pylist(), of_direct.to_pylist()[:3], strict=True):
+        (json_a, jpeg_a, fbank_a), (json_b, jpeg_b, fbank_b) = (
+            [payload(folder, row, member) for member in (JSON_MEMBER, FRAME_MEMBER, FBANK_MEMBER)]
+            for folder, row in ((shards, a), (direct / "val", b))
+        )
+        told_a, told_b = json.loads(json_a), json.loads(json_b)
+        for name in ("key", "start", "end", "labels", "label_ids", "boxes", "valid_frames", "frame_time", "source"):
+            assert told_a[name] == told_b[name], name
+        assert known[a["key"]] == told_b["objects"]
+        assert psnr(jpeg_a, jpeg_b) > 26
+        assert fbank_difference(fbank_a, fbank_b) < 0.6
+
+
+def psnr(first, second):
+    """Of two JPEGs, dB."""
+    a, b = (simplejpeg.decode_jpeg(jpeg, "RGB").astype(np.float64) for jpeg in (first, second))
+    return 10 * np.log10(255**2 / np.square(a - b).mean())
+
+
+def fbank_difference(first, second):
+    """Mean absolute difference of log-mel values where either is less than 8 (35 dB) below the loudest."""
+    a, b = (decode_fbank(values)[:998].astype(np.float64) for values in (first, second))
+    loud = np.maximum(a, b) > np.maximum(a, b).max() - 8
+    return np.abs(a - b)[loud].mean()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seed=1"], "seed was 0, now 1"),
+        (["--splits=train:5,val:4"], "holds 20 clips of train"),
+        (["--clips=3"], "has 24 clips, --clips says 3"),
+        (["--workers=0"], "--workers must be at least 1"),
+    ],
+)
+def test_mistakes_end_in_one_line(direct, capsys, options, message):
+    words = [word for word in DIRECT if not any(word.startswith(option.split("=")[0]) for option in options)]
+    with pytest.raises(SystemExit) as ended:
+        make_world.main([str(direct), *words, *options])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and message in said and said.count("\n") == 1
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(SystemExit):
+        make_world.main([str(tmp_path), "--clips=3"])
+    assert "holds no world.json" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_splits():
+    assert parse_splits("train:0.9,val:0.05,test:0.05", 101) == {"train": 91, "val": 5, "test": 5}
+    assert parse_splits("train:7,test:0", None) == {"train": 7}
