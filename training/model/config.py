@@ -282,11 +282,11 @@ def world_small() -> CrossMAEConfig:
 
 
 def world_tiny() -> CrossMAEConfig:
-    """For the synthetic world on a CPU: few heads, since attention costs most there. Not in the paper."""
+    """For the synthetic world on a CPU: one head, since attention costs most there. Not in the paper."""
     return CrossMAEConfig(
-        encoder=EncoderConfig(dim=128, depth=4, heads=2),
-        pixel=PixelConfig(dim=64, depth=1, heads=2),
-        embedding=EmbeddingConfig(dim=64, depth=1, heads=2),
+        encoder=EncoderConfig(dim=128, depth=4, heads=1),
+        pixel=PixelConfig(dim=64, depth=1, heads=1),
+        embedding=EmbeddingConfig(dim=64, depth=1, heads=1),
     )
 
 

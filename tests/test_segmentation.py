@@ -1,0 +1,265 @@
+"""AVSBench S4: its folders, IoU and F in both conventions, and the command on frames with a square to find."""
+
+import csv
+import json
+import wave
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import fbeta_score, jaccard_score
+
+from shards_spec.errors import UserError
+from shards_spec.sample import FBANK_SHAPE, FRAME_SIZE, SAMPLE_RATE
+from tests.checkpoints import make_checkpoint
+from training.evaluate import main as evaluate
+from training.evaluation.heads.avsbench import UNREADABLE, decode, kaldi_fbank, read_videos, read_wav
+from training.evaluation.heads.left_out import LeftOut
+from training.evaluation.heads.segmentation_metrics import f_curves, frame_scores, summarise
+from training.evaluation.segmentation import MaskHead
+
+# -------------------------------------------------------------------- metrics
+
+
+def pictures(*rows):
+    """Frames of a few pixels: [N, 1, pixels]."""
+    return torch.tensor(rows).unsqueeze(1)
+
+
+PROBABILITIES = pictures([0.9, 0.6, 0.4, 0.1], [0.9, 0.5, 0.2, 0.2], [0.7, 0.2, 0.1, 0.1])
+MASKS = pictures([1, 0, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]).bool()
+
+
+def test_frames_by_hand():
+    scores = frame_scores(PROBABILITIES, MASKS)
+    # Predicted at > 0.5: {0, 1}, {0}, {0}; annotated: {0, 2}, {1, 2}, none.
+    assert scores.iou.tolist() == [1 / 3, 0, 3 / 4]  # of the empty frame, 3 of 4 pixels are rightly left
+    assert scores.background_iou.tolist() == pytest.approx([1 / 3, 1 / 4, 3 / 4])
+    assert scores.f_half.tolist() == pytest.approx([1.3 * 0.25 / (0.3 * 0.5 + 0.5), 0, 0])
+    # Frame 0: levels to 0.1 take all (P 1/2, R 1), to 0.4 three (2/3, 1), to 0.6 two (1/2, 1/2), to 0.9 one (1, 1/2).
+    all_of_it, three, two, one = (1.3 * p * r / (0.3 * p + r) for p, r in ((0.5, 1), (2 / 3, 1), (0.5, 0.5), (1, 0.5)))
+    curve = scores.f_curve[0]
+    assert curve.shape == (255,)
+    assert curve[[0, 50, 130, 200, 254]].tolist() == pytest.approx([all_of_it, three, two, one, 0])
+    assert scores.f_best[0].item() == pytest.approx(one) and scores.is_empty.tolist() == [False, False, True]
+
+
+def test_videos_in_both_conventions_by_hand():
+    first, second = frame_scores(PROBABILITIES[:2], MASKS[:2]), frame_scores(PROBABILITIES[1:], MASKS[1:])
+    row = summarise([first, second])
+    assert row["mIoU"] == pytest.approx(100 * ((1 / 3 + 0) / 2 + (0 + 3 / 4) / 2) / 2)
+    # One threshold for both frames of the first video: its curves are averaged before the best is taken.
+    curves = first.f_curve.mean(dim=0).max().item() + second.f_curve[0].max().item()
+    assert row["F"] == pytest.approx(100 * curves / 2)
+    # DeepAVFusion: frames with annotated pixels alone; the mean of both sides' means.
+    foreground, background = (1 / 3 + 0 + 0) / 3, (1 / 3 + 1 / 4 + 1 / 4) / 3
+    assert row["mIoU+bg"] == pytest.approx(100 * (foreground + background) / 2)
+    best = first.f_best.sum().item() + second.f_best[0].item()
+    assert row["F per frame"] == pytest.approx(100 * best / 3)
+    assert row["F"] < row["F per frame"]
+
+
+def test_all_foreground_and_nothing_annotated():
+    everything, empty = torch.ones(2, 4, 4), torch.zeros(2, 4, 4, dtype=torch.bool)
+    full = frame_scores(everything, ~empty)
+    assert full.f_curve.eq(1).all()  # a pixel at a threshold counts: of certain pixels none is lost at 1
+    assert full.iou.tolist() == [1, 1] and full.background_iou.isnan().all() and full.f_best.tolist() == [1, 1]
+    assert summarise([full]) == {"mIoU": 100, "F": 100, "F@0.5": 100, "mIoU+bg": 100, "F per frame": 100}
+    row = summarise([frame_scores(everything, empty)])
+    assert row == {"mIoU": 0, "F": 0, "F@0.5": None, "mIoU+bg": None, "F per frame": None}
+
+
+def test_iou_and_f_are_scikit_learns():
+    generator = torch.Generator().manual_seed(0)
+    probabilities, masks = torch.rand(4, 9, 9, generator=generator), torch.rand(4, 9, 9, generator=generator) > 0.7
+    scores = frame_scores(probabilities, masks)
+    curves = f_curves(probabilities, masks, 255)
+    levels = torch.linspace(0, 1, 255)
+    for frame in range(4):
+        truth, said = masks[frame].flatten(), probabilities[frame].flatten()
+        assert scores.iou[frame].item() == pytest.approx(jaccard_score(truth, said > 0.5))
+        assert scores.background_iou[frame].item() == pytest.approx(jaccard_score(truth, said > 0.5, pos_label=0))
+        assert scores.f_half[frame].item() == pytest.approx(fbeta_score(truth, said > 0.5, beta=0.3**0.5))
+        for level in (0, 1, 100, 200, 254):
+            expected = fbeta_score(truth, said >= levels[level], beta=0.3**0.5, zero_division=0)
+            assert curves[frame, level].item() == pytest.approx(expected)
+
+
+# -------------------------------------------------------------------- files
+
+
+def write_wav(path, values, *, rate=SAMPLE_RATE, channels=1, width=2):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(width)
+        file.setframerate(rate)
+        file.writeframes(values)
+
+
+def noise(samples, generator):
+    return generator.integers(-8000, 8000, samples).astype("<i2").tobytes()
+
+
+def write_video(data, place, name, generator):
+    """Five dark frames with a bright square, masks of it, and 5 s of noise."""
+    for second in range(1, 6):
+        size, (x, y) = generator.integers(64, 128), generator.integers(0, 96, 2)
+        frame = generator.integers(0, 60, (FRAME_SIZE, FRAME_SIZE, 3)).astype(np.uint8)
+        mask = np.zeros((FRAME_SIZE, FRAME_SIZE), np.uint8)
+        mask[y : y + size, x : x + size] = 255
+        frame[mask > 0] += 180
+        for kind, picture in (("visual_frames", frame), ("gt_masks", mask)):
+            if kind == "gt_masks" and place.startswith("train") and second > 1:
+                continue  # as in S4: of the training split the first frame alone is annotated
+            folder = data / kind / place / name
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(folder / f"{name}_{second}.png", compress_level=1)
+    write_wav(data / "audio_wav" / place / f"{name}.wav", noise(5 * SAMPLE_RATE, generator))
+
+
+def write_csv(folder, rows):
+    with (folder / "s4_meta_data.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("name", "split", "category"), *rows])
+
+
+@pytest.fixture(scope="module")
+def single_source(tmp_path_factory):
+    """AVSBench's Single-source folder with 14 + 2 + 4 videos."""
+    folder = tmp_path_factory.mktemp("avsbench") / "Single-source"
+    generator, rows = np.random.default_rng(0), []
+    for number in range(20):
+        split = "train" if number < 14 else "val" if number < 16 else "test"
+        category = ("dog_barking", "playing_ukulele")[number % 2]
+        rows.append((f"video_{number}", split, category))
+        write_video(folder / "s4_data", f"{split}/{category}", f"video_{number}", generator)
+    write_csv(folder, rows)
+    return folder
+
+
+def test_a_video_is_what_its_files_hold(single_source):
+    videos = read_videos(single_source, LeftOut())
+    assert [len(videos[split]) for split in ("train", "val", "test")] == [14, 2, 4]
+    decoded = decode(videos["test"][0])
+    assert decoded.frames.shape == (5, FRAME_SIZE, FRAME_SIZE, 3) and decoded.masks.shape == (5, FRAME_SIZE, FRAME_SIZE)
+    assert decoded.masks.dtype == torch.bool and torch.equal(decoded.frames[..., 0] > 100, decoded.masks)
+    assert decoded.fbank.shape == FBANK_SHAPE and decoded.fbank[498:].eq(0).all() and decoded.fbank[497].ne(0).all()
+    assert decode(videos["train"][0]).masks.shape == (1, FRAME_SIZE, FRAME_SIZE)
+
+
+def test_the_fbank_is_that_of_shards(tmp_path):
+    from pipeline.fbank import fbank
+
+    write_wav(tmp_path / "a.wav", noise(5 * SAMPLE_RATE, np.random.default_rng(1)))
+    waveform = read_wav(tmp_path / "a.wav")
+    theirs, rows = fbank(waveform.numpy())
+    assert rows == 498
+    difference = (kaldi_fbank(waveform).float() - torch.from_numpy(theirs).float()).abs()
+    assert difference.max() < 0.02  # float16 of values about -5
+
+
+def test_wavs_of_other_rates_and_channels(tmp_path):
+    values = np.random.default_rng(1).integers(-8000, 8000, 44_100).astype("<i2")
+    write_wav(tmp_path / "stereo.wav", np.stack([values, -values], 1).tobytes(), channels=2)
+    assert read_wav(tmp_path / "stereo.wav").eq(0).all()
+    write_wav(tmp_path / "rate.wav", values.tobytes(), rate=44_100)
+    assert len(read_wav(tmp_path / "rate.wav")) == SAMPLE_RATE
+    write_wav(tmp_path / "bytes.wav", bytes(4000), width=1)
+    with pytest.raises(ValueError, match="8 bits at 16000 Hz, expected 16 bits"):
+        read_wav(tmp_path / "bytes.wav")
+
+
+# -------------------------------------------------------------------- evaluate.py segmentation
+
+
+def test_the_decoder_hears():
+    torch.manual_seed(0)
+    head, tokens, sounds = MaskHead(6, channels=16), torch.randn(2, 196, 6), torch.randn(2, 6)
+    masks = head(tokens, sounds)
+    assert masks.shape == (2, FRAME_SIZE, FRAME_SIZE)
+    torch.testing.assert_close(head(tokens[1:], sounds[1:]), masks[1:])
+    assert not torch.allclose(head(tokens, sounds.flip(0)), masks)
+    moved = tokens.view(2, 14, 14, 6).roll(2, dims=1).flatten(1, 2)  # two rows of tokens down are 32 pixels
+    inside = slice(80, 176)
+    torch.testing.assert_close(head(moved, sounds)[:, 112:144, inside], masks[:, 80:112, inside], atol=1e-4, rtol=1e-3)
+
+
+def run_segmentation(folder, run, *more):
+    small = ["--channels=16", "--learning-rate=0.01", "--epochs=20", "--head-batch-size=4", "--workers=0"]
+    evaluate(["segmentation", f"--data={folder}", f"--checkpoint={run}", *small, *more])
+    return json.loads((run / "evaluation" / f"segmentation-{folder.name}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("segmentation") / "run")
+
+
+def test_the_command_learns_to_find_a_square(single_source, run, capsys):
+    result = run_segmentation(single_source, run)
+    assert "mean training mask" in capsys.readouterr().out
+    assert result["task"] == "segmentation" and result["pool"] == 4 and result["step"] == 7
+    ours, trivial = result["metrics"]["audio + image"], result["baselines"]
+    assert list(trivial) == ["all foreground", "centre box, half the side", "mean training mask"]
+    assert list(ours) == ["mIoU", "F", "F@0.5", "mIoU+bg", "F per frame"]
+    best = max(row["mIoU"] for row in trivial.values())
+    assert ours["mIoU"] > best + 15
+    assert all(ours[column] > max(row[column] for row in trivial.values()) + 10 for column in ours)
+    assert trivial["all foreground"]["mIoU"] == pytest.approx(mean_area(single_source), abs=1e-6)
+    assert result["paper"]["CrossMAE, fine-tuned"] == {"mIoU": 81.86}
+    again = run_segmentation(single_source, run, "--cache-features=none")
+    assert again["metrics"] == result["metrics"]
+
+
+def mean_area(folder):
+    """What an answer of all pixels scores: the mean share of annotated pixels of the test frames, in %."""
+    masks = sorted((folder / "s4_data" / "gt_masks" / "test").rglob("*.png"))
+    return 100 * float(np.mean([np.asarray(Image.open(path)) > 127 for path in masks]))
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A folder without s4_data/, with two whole videos, and one of each damage."""
+    folder, generator = tmp_path / "Single-source", np.random.default_rng(3)
+    names = ("whole", "no_sound", "no_mask", "bad_frame", "bad_sound", "short_sound")
+    rows = [("whole", "test", "dog"), *((name, "train", "dog") for name in names)]
+    for name, split, category in rows:
+        write_video(folder, f"{split}/{category}", name, generator)
+    sounds = folder / "audio_wav" / "train" / "dog"
+    (sounds / "no_sound.wav").unlink()
+    (folder / "gt_masks" / "train" / "dog" / "no_mask" / "no_mask_1.png").unlink()
+    frame = folder / "visual_frames" / "train" / "dog" / "bad_frame" / "bad_frame_1.png"
+    frame.write_bytes(frame.read_bytes()[:5000])
+    (sounds / "bad_sound.wav").write_bytes(b"RIFF, but no more")
+    write_wav(sounds / "short_sound.wav", noise(100, generator))
+    write_csv(folder, [*rows, ("x", "elsewhere", "dog"), ("../../whole", "test", "dog"), ("", "train", "dog"), ("y",)])
+    return folder
+
+
+def test_damage_is_counted_and_left_out(damaged, run):
+    result = run_segmentation(damaged, run, "--epochs=1", "--cache-features=none")
+    notes = result["notes"]
+    assert result["pool"] == 1 and "(1 train, 0 val, 1 test videos)" in result["protocol"]
+    for expected in (
+        "left out, rows whose split is none of train, val, test: 2 (s4_meta_data.csv:9, s4_meta_data.csv:12)",
+        "left out, rows without a name and a category that can be files: 2 (s4_meta_data.csv:10, s4_meta_data.csv:11)",
+        "left out, videos with a file missing in audio_wav: 1 (train/no_sound)",
+        "left out, videos with a file missing in gt_masks: 1 (train/no_mask)",
+        f"left out, {UNREADABLE[0]}: 1 (train/dog/bad_frame)",
+        f"left out, {UNREADABLE[1]}: 2 (train/dog/bad_sound, train/dog/short_sound)",
+    ):
+        assert expected in notes, notes
+
+
+def test_a_folder_that_is_none_is_a_mistake(tmp_path, damaged, run, capsys):
+    with pytest.raises(UserError, match="takes AVSBench's Single-source folder"):
+        read_videos(tmp_path, LeftOut())
+    write_csv(damaged, [("whole", "test", "dog"), ("no_sound", "train", "dog")])
+    with pytest.raises(SystemExit) as ended:
+        run_segmentation(damaged, run)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "has no whole video of the train split" in said and said.count("\n") == 1
+    (damaged / "s4_meta_data.csv").write_text("id,label\n1,2\n")
+    with pytest.raises(UserError, match=r"columns \['id', 'label'\], expected name, category and split"):
+        read_videos(damaged, LeftOut())
