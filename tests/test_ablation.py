@@ -2,6 +2,10 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -13,7 +17,9 @@ from tools.ablation.plan import ROWS, Run, planned_runs
 from tools.ablation.table import order_lines, table_rows, text_table
 from tools.make_world import main as make_world
 from tools.run_ablation import main
+from training.checkpoint import checkpoints, read_state
 from training.evaluation.localization import ground_truth
+from training.run_folder import read_step_log
 from training.stream.index import open_index
 
 
@@ -127,3 +133,19 @@ def test_a_run_that_fails_is_named(world, tmp_path, capsys):
 def test_an_unknown_row_is_named(world, tmp_path, capsys):
     said = mistake(capsys, f"--data={world}", f"--out={tmp_path}", "--variants=nonsense")
     assert "--variants nonsense: allowed are selfmae; cl-av;" in said
+
+
+def test_a_signal_stops_the_runs_and_the_same_command_goes_on(world, tmp_path):
+    told = ["--variants=cl-av", "--seeds=1", "--starts", "scratch", "--batch-size=8"]
+    told += [f"--options={flag}" for flag in [*SMALL[1:], "--log-every=1"]]
+    command = [sys.executable, "-m", "tools.run_ablation", f"--data={world}", f"--out={tmp_path}", *told]
+    process = subprocess.Popen([*command, "--steps=400"], env=environment(), stderr=subprocess.PIPE, text=True)
+    run = tmp_path / "runs" / "cl-av-scratch-seed0"
+    while not (run / "metrics.jsonl").exists() or not read_step_log(run / "metrics.jsonl"):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "run_ablation: stopped; the same command goes on" and "Traceback" not in said
+    assert 1 <= read_state(checkpoints(run)[-1]).step < 400  # it saved

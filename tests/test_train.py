@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -128,12 +129,13 @@ def test_pieces_with_the_contrast_cached_agree_in_loss(dataset, uninterrupted, t
     assert losses(run) == pytest.approx(losses(uninterrupted), rel=2e-4)
 
 
-def test_another_world_size_goes_on_where_the_first_stopped(dataset, uninterrupted, tmp_path):
+def test_another_world_size_goes_on_in_the_middle_of_an_epoch(dataset, uninterrupted, tmp_path):
     run = tmp_path / "elastic"
-    train(f"--data={dataset}", f"--out={run}", *COMMON, "--steps=4", processes=2)
-    train(f"--data={dataset}", f"--out={run}", *COMMON)
-    later = [entry for entry in keys(run) if entry[0] > 4]
-    assert later == keys(uninterrupted)[4:]
+    step_4 = "checkpoints/step-00000004"  # 16 samples: 3 of the second epoch
+    shutil.copytree(uninterrupted / step_4, run / step_4)
+    train(f"--data={dataset}", f"--out={run}", *COMMON, processes=2)
+    assert keys(run, world=2) == keys(uninterrupted)[4:]
+    assert losses(run) == pytest.approx({s: loss for s, loss in losses(uninterrupted).items() if s > 4}, rel=2e-4)
 
 
 def test_accumulating_takes_the_same_samples(dataset, uninterrupted, tmp_path):

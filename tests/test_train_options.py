@@ -243,3 +243,20 @@ def test_a_signal_ends_the_wait_for_a_server_that_hangs(server, tmp_path):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75 and "stopped on a signal" in output
     assert [path.name for path in checkpoints(run)] == [f"step-{steps:08d}"] and 1 <= steps < 8
+
+
+def test_two_runs_at_once_in_one_folder(dataset, tmp_path):
+    run = tmp_path / "run"
+    told = [f"--data={dataset}", f"--out={run}", *COMMON]
+    first = subprocess.Popen(
+        train_command(*told, "--steps=10000", "--save-every=9999"), env=environment(), stdout=subprocess.DEVNULL
+    )
+    while not read_step_log(run / "metrics.jsonl"):
+        assert first.poll() is None
+        time.sleep(0.02)
+    refused = train(*told, status=2).stderr
+    assert f"{run} is in use by process {first.pid} on " in refused and refused.count("\n") == 1
+    first.kill()
+    first.wait()
+    train(*told)  # at once: the lock went with the process, whatever its loader's processes do
+    assert checkpoints(run)[-1].name == "step-00000006"

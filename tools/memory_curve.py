@@ -100,7 +100,8 @@ def main(arguments: list[str] | None = None) -> None:
             paths = make_clips(Path(folder) / "clips", 8)
             curves: dict[Decoder, list[tuple[int, float]]] = {}
             for decoder in config.decoder:
-                points = tqdm(readings(paths, config.clips, decoder), total=1 + config.clips // EVERY, desc=decoder)
+                total = 1 + config.clips // EVERY
+                points = tqdm(readings(paths, config.clips, decoder), total=total, desc=decoder, disable=None)
                 curves[decoder] = list(points)
         for decoder, points in curves.items():
             print(f"| clips | resident MB, {decoder} |\n|---:|---:|")

@@ -13,6 +13,7 @@ It resumes where it stopped: finished runs are left alone, a run that was stoppe
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -265,9 +266,15 @@ class Ablation:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command."""
+    """The command. Exit status: 0 done, 2 a user's mistake or a run that failed, 130 stopped by a signal."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs are told to save and stop
     with one_line_errors("run_ablation"):
-        Ablation(parse(AblationConfig, arguments, prog="python -m tools.run_ablation")).run()
+        ablation = Ablation(parse(AblationConfig, arguments, prog="python -m tools.run_ablation"))
+        try:
+            ablation.run()
+        except KeyboardInterrupt:
+            print("run_ablation: stopped; the same command goes on", file=sys.stderr)
+            raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

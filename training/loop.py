@@ -31,7 +31,7 @@ from training.flops import peak_flops
 from training.optimizer import gradient_norms, learning_rate
 from training.processes import StopRequest
 from training.resume import check_same_run, checkpoint_to_resume
-from training.run_folder import METRICS_FILE, StepLog, keys_file
+from training.run_folder import METRICS_FILE, StepLog, keys_file, lock_run
 from training.stream.ahead import check_cache
 from training.stream.index import DatasetIndex
 from training.stream.loader import Batch, Normalise, load, rank_shares
@@ -121,6 +121,7 @@ class Loop:
         self.config = config = replace(config, fbank_mean=mean, fbank_std=std)  # checkpoints tell what they saw
         self.normalise = Normalise(mean, std).to(accelerator.device)
 
+        self.lock = lock_run(config.out) if self.is_main else None  # held until the process ends
         self.step, self.place = 0, Place()
         self.resumed = checkpoint_to_resume(config)
         if self.resumed is not None:

@@ -6,18 +6,48 @@ RUN/keys-rank0.jsonl    with --trace-keys: the sample keys of each step, per ran
 """
 
 import errno
+import fcntl
 import json
 import os
+import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from shards_spec.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
+_LOCK_FILE = ".train.lock"
 
 
 def keys_file(rank: int) -> str:
     """Name of the key trace of a rank."""
     return f"keys-rank{rank}.jsonl"
+
+
+def lock_run(run: Path) -> IO[str]:
+    """Keeps another train.py out of a run folder for as long as this process lives and the returned file is open.
+
+    A record lock of the kernel: it ends with the process, however that ends; forked loader processes do not share it.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    file = (run / _LOCK_FILE).open("a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            print(f"train.py: warning: {run} cannot be locked ({error}): start no second run in it", file=sys.stderr)
+            return file
+        file.seek(0)
+        holder = file.read().strip() or "another run"
+        raise UserError(f"{run} is in use by {holder}: wait for it, or use another --out") from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
 
 
 class StepLog:
