@@ -13,6 +13,11 @@ from tools.pages.web_page import document, key_facts, section, text
 from training.run_folder import METRICS_FILE, read_step_log
 
 _TITLES = {"init": "from the weights of a SelfMAE run on other clips", "scratch": "from scratch"}
+_TABLES = {
+    "Retrieval": ("retrieval",),
+    "Localization": ("localization", "with another sound"),
+    "Linear probe": ("probe",),
+}
 
 
 def write_page(
@@ -23,20 +28,29 @@ def write_page(
     facts: list[tuple[str, str]],
 ) -> None:
     """Writes one self-contained HTML page."""
-    better = {name: "higher" for row in rows for name in row.values}
-    table = results_table([_row(row) for row in rows], better=better)  # type: ignore[arg-type]
+    note = "Means over the seeds, ± their standard deviation. Shares in %; one pool of all test clips."
+    tables = [section(title, _table(rows, starts), note=note) for title, starts in _TABLES.items()]
     first = {run: folder for run, folder in folders.items() if run.seed == 0}
     names = [run.name.removesuffix("-seed0") for run in first]
     logs = [read_step_log(folder / METRICS_FILE) for folder in first.values()]
     lines = "".join(f"<li>{text(line)}</li>" for line in order)
-    note = "Means over the seeds, ± their standard deviation. Shares in %; one pool of all test clips."
     sections = [
         f"<header><h1>Ablation on the synthetic world</h1>{key_facts(facts)}</header>",
-        section("Results", table, note=note),
+        *tables,
         section("The paper's order", f"<ul>{lines}</ul>" if lines else ""),
         curves_section("Curves of the first seed", metric_groups(logs), names=names),
     ]
     path.write_text(document(title="Ablation", style=STYLE, sections=sections))
+
+
+def _table(rows: Sequence[TableRow], prefixes: tuple[str, ...]) -> str:
+    """The columns that begin with one of `prefixes`, of the rows that have any."""
+    found = dict.fromkeys(name for row in rows for name in row.values if name.startswith(prefixes))
+    heads = list(dict.fromkeys(name.partition("/")[0] for name in found))
+    columns = sorted(found, key=lambda name: heads.index(name.partition("/")[0]))
+    shown = [_row(row) for row in rows if row.values.keys() & found.keys()]
+    best = [name for name in columns if not name.startswith("with another sound")]
+    return results_table(shown, columns=columns, better=dict.fromkeys(best, "higher"))
 
 
 def _row(row: TableRow) -> dict[str, Any]:
