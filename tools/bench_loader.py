@@ -147,7 +147,8 @@ def _measure(loader: Loader, batches: int) -> Rate:
     begin, cpu = time.perf_counter(), _cpu_seconds()
     samples = sum(_size(batch) for batch in islice(iterator, batches))
     seconds, cpu = time.perf_counter() - begin, _cpu_seconds() - cpu
-    return Rate(samples / seconds, 1e6 * cpu / samples)
+    tick = 1 / os.sysconf("SC_CLK_TCK")  # what the kernel counts in: less than one shows as none
+    return Rate(samples / seconds, 1e6 * max(cpu, tick) / samples)
 
 
 def _size(batch: Any) -> int:
