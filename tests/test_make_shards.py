@@ -326,9 +326,10 @@ def test_killed_at_any_point_it_gives_the_same_bytes(tmp_path: Path, real_raw: P
     """Three ends: the whole group killed, the parent alone killed, SIGTERM. Then a run to the end."""
     assert main([str(real_raw), "--out", str(tmp_path / "whole"), "--shard-size", "3", "--workers", "1"]) == 0
     out = tmp_path / "out"
-    for shards, group, number in [(1, True, signal.SIGKILL), (2, False, signal.SIGKILL), (3, False, signal.SIGTERM)]:
+    for group, number in [(True, signal.SIGKILL), (False, signal.SIGKILL), (False, signal.SIGTERM)]:
+        shards = max(1, len(list(out.glob("*.parquet"))))  # the plan, and what the last run left
         with started(command(real_raw, out), tmp_path) as process:
-            wait_for(lambda wanted=shards: len(list(out.glob("*.parquet"))) > wanted)  # plan.parquet is one
+            wait_for(lambda wanted=shards: len(list(out.glob("*.parquet"))) > wanted)
             time.sleep(random.random() * 0.05)
             (os.killpg if group else os.kill)(process.pid, number)
             process.wait(20)
