@@ -1,5 +1,6 @@
 """One clip -> the bytes of its sample. Runs in the decoder process."""
 
+import functools
 import io
 import math
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import ThreadpoolController
 
 from pipeline.clip_error import ClipError
 from shards_spec.sample import (
@@ -59,6 +61,8 @@ class SampleOptions:
 def make_sample(path: Path, row: dict[str, Any], *, options: SampleOptions) -> Encoded:
     """Decodes and encodes the planned clip `row` (a row of plan.parquet) from the file `path`.
 
+    Computes with one BLAS thread: with more, the last bits of resampler and fbank depend on their number.
+
     Raises:
         ClipError: the clip gives no sample.
     """
@@ -70,16 +74,23 @@ def make_sample(path: Path, row: dict[str, Any], *, options: SampleOptions) -> E
             raise ClipError("empty_file", "the file has 0 bytes")
     except FileNotFoundError:
         raise ClipError("missing", "the file is gone since the plan was made") from None
-    clip = decode_clip(
-        path,
-        start=row["start"],
-        end=row["end"],
-        named_start=row["named_start"],
-        decoder=options.decoder,
-        frame_fit=options.frame_fit,
-        frames=options.frames,
-    )
-    return encode_sample(row, clip, options=options)
+    with _blas().limit(limits=1):
+        clip = decode_clip(
+            path,
+            start=row["start"],
+            end=row["end"],
+            named_start=row["named_start"],
+            decoder=options.decoder,
+            frame_fit=options.frame_fit,
+            frames=options.frames,
+        )
+        return encode_sample(row, clip, options=options)
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """numpy's."""
+    return ThreadpoolController().select(user_api="blas")
 
 
 def encode_sample(row: dict[str, Any], clip: "DecodedClip", *, options: SampleOptions) -> Encoded:

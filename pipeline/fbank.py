@@ -3,7 +3,7 @@
 Equal to `torchaudio.compliance.kaldi.fbank(htk_compat=True, sample_frequency=16000, use_energy=False,
 window_type="hanning", num_mel_bins=128, dither=0.0, frame_shift=10)` up to float32 round-off, several times as fast.
 
-Its last bits depend on the number of BLAS threads, and on the kind of CPU: decoder processes have one thread each.
+Its last bits depend on the number of BLAS threads, and on the kind of CPU: samples are made with one thread.
 
 The Fourier transform is done as two matrix products, for many windows at once: numpy's own takes five times as long.
 
