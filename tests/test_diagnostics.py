@@ -1,7 +1,6 @@
 """Diagnostics against values by hand: ranks that are known, partners swapped by hand, a model that has collapsed."""
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -25,12 +24,7 @@ EMBEDDINGS = {f"emb_{side}_{what}" for side in ("audio", "visual") for what in (
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_effective_rank_of_known_spectra() -> None:

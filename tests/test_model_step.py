@@ -1,6 +1,6 @@
 """What makes a step fast and leaves its values alone: one graph, no wait for the device, bf16, recomputation, SDPA."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -25,12 +25,7 @@ KINDS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 BACKENDS = {  # one traces forward and backward; the others, which have nothing new to derive, forward alone

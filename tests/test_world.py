@@ -1,5 +1,6 @@
 """tools.make_world: the world is fair, the same bytes come of the same seed, and both ways of making it agree."""
 
+import colorsys
 import json
 from itertools import combinations
 
@@ -98,6 +99,30 @@ def test_two_sound_in_some_clips_and_rivals_are_there_in_most(world):
     assert 0.08 < np.mean([len(name.label_ids) == 2 for name in names]) < 0.15
     larges = [sum(actor.is_large for actor in world.scene("train", index).actors) for index in range(100)]
     assert 0.8 < np.mean([count == 2 for count in larges]) < 1
+
+
+def test_an_easy_world_shows_shape_and_texture_in_hues():
+    """Each class has its own two, and the objects have them; half of the scenes have no rival, none has any noise."""
+    world = world_of(0, 25, "easy")
+    assert len({kind.hues for kind in world.classes}) == 25
+    assert {kind.hues for kind in make_classes(0, 25)} == {None}
+    scenes = [world.scene("train", index) for index in range(200)]
+    for scene in scenes[:20]:
+        for look in (actor.look for actor in scene.actors):
+            for colour, hue in zip((look.dark, look.light), look.kind.hues, strict=True):
+                away = (colorsys.rgb_to_hsv(*colour)[0] - hue + 0.5) % 1 - 0.5
+                assert abs(away) < 0.061
+    assert {(scene.noise[0], scene.tilt) for scene in scenes} == {(0.0, 0.0)}
+    assert 0.4 < np.mean([sum(actor.is_large for actor in scene.actors) == 1 for scene in scenes]) < 0.6
+
+
+def test_colours_of_an_easy_world_do_not_tell_who_sounds():
+    facts = gather_facts(world_of(0, 25, "easy"), "train", 400)
+    assert linear_accuracy(facts.colour, facts.label, 25) < 25  # chance 4
+    assert 35 < linear_accuracy(facts.rivals, facts.is_first.astype(int), 2) < 65
+    place = np.array([group[0] for group in facts.boxes])[:, :2]
+    assert linear_r2(facts.colour, place) < 10
+    assert linear_retrieval(facts.spectrum, facts.colour) < 15  # chance 7.5
 
 
 def test_sound_and_picture_share_pulse_pitch_and_loudness(world):

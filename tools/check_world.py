@@ -13,6 +13,7 @@ from typing import Literal
 from shards_spec.command_line import one_line_errors, parse
 from shards_spec.errors import UserError
 from tools.world.checks import gather_facts, localization_lines, shortcut_lines
+from tools.world.classes import LevelName
 from tools.world.request import make_world
 from tools.world.sheet import write_sheet
 
@@ -29,6 +30,8 @@ class CheckWorldConfig:
     """Of the world."""
     classes: Literal[25, 49] = 49
     """Classes of the world."""
+    level: LevelName = "full"
+    """How hard it is."""
     sheet: Path | None = None
     """Also write a picture: 24 clips with boxes and spectrograms (.png or .jpg)."""
 
@@ -45,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     with one_line_errors(_PROGRAM):
         config = parse(CheckWorldConfig, arguments, prog=_PROGRAM)
         config.check()
-        world = make_world(config.seed, config.classes)
+        world = make_world(config.seed, config.classes, config.level)
         facts = gather_facts(world, "train", config.clips)
         for line in (*localization_lines(facts), "", *shortcut_lines(facts, config.classes)):
             print(line)

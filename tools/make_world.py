@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from shards_spec.command_line import one_line_errors, parse
 from shards_spec.errors import UserError
+from tools.world.classes import LevelName
 from tools.world.direct import begin_split, build_direct_shard, finish_split, plan_split, shards_of
 from tools.world.encoded import begin_files, finish_files, make_files, write_class_list
 from tools.world.masks import MaskTimes
@@ -55,6 +56,9 @@ class MakeWorldConfig:
     """Names of the splits with their shares of --clips, or with their clips (train:900,test:100)."""
     classes: Literal[25, 49] = 49
     """Classes. 25 are easier to learn."""
+    level: LevelName = "full"
+    """easy: what a small model learns on a CPU; shapes and textures have hues of their own, half of the scenes have a
+    single large object, no noise."""
     direct: bool = False
     """Write shards straight away, without encoding and decoding any media file."""
     masks: MaskTimes | None = None
@@ -83,7 +87,7 @@ class MakeWorldConfig:
     def recipe(self) -> dict[str, Any]:
         """Every choice that changes bytes, but for the number of clips."""
         form = {"form": "shards", "shard_size": self.shard_size} if self.direct else {"form": "files"}
-        return {"seed": self.seed, "classes": self.classes, "masks": self.mask_times, **form}
+        return {"seed": self.seed, "classes": self.classes, "level": self.level, "masks": self.mask_times, **form}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -93,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
         config.check()
         splits = parse_splits(config.splits, config.clips)
         agree(config.out, config.recipe, splits)
-        world = make_world(config.seed, config.classes)
+        world = make_world(config.seed, config.classes, config.level)
         write_class_list(world, config.out)
         try:
             (_write_shards if config.direct else _write_files)(config, world, splits)

@@ -7,10 +7,13 @@ tells anything about any of the heard ones: only the whole look tells the sound.
 array: these are Euler's 36 officers.) Values are permuted by the seed.
 
 Members of a family (two stars, two bells) differ by traits of their class: lobes, pattern, tempo, formant.
+
+A level says how hard the world is to learn. In an easy one the colours tell shape and texture, which a small model
+learns to see in minutes; half of the scenes have one large object only; nothing is recorded but the objects.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,7 +25,30 @@ RHYTHMS = ("drone", "beat", "patter", "gallop", "trill", "siren", "burst")
 REGISTERS = (200.0, 233.0, 272.0, 317.0, 369.0, 430.0, 501.0)  # Hz, the middle of the range; the ranges overlap
 CLASS_COUNTS = (25, 49)  # p * p; p = 5 takes the first five values of each factor
 
+LevelName = Literal["full", "easy"]
+
 _TABLE_STREAM = 1  # tells the draws of the table from those of the clips
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """How hard a world is to learn.
+
+    Attributes:
+        has_palettes: whether a class has its own two hues; else all objects have any.
+        alone: share of the scenes with a single large object.
+        noise: what the levels of background noise and the tilts of the spectrum are multiplied by.
+    """
+
+    has_palettes: bool
+    alone: float
+    noise: float
+
+
+LEVELS: dict[LevelName, Level] = {
+    "full": Level(has_palettes=False, alone=0.1, noise=1.0),
+    "easy": Level(has_palettes=True, alone=0.5, noise=0.0),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +68,7 @@ class WorldClass:
     slant: float  # of the texture against the shape
     pace: float  # of the rhythm, within its family
     formant: float  # where the timbre is emphasised
+    hues: tuple[float, float] | None  # of its dark and its light colour, 0 to 1; None: any
 
     @property
     def mid(self) -> str:
@@ -55,7 +82,7 @@ class WorldClass:
         return f"{look} ({TIMBRES[self.timbre]} {RHYTHMS[self.rhythm]} at {REGISTERS[self.register]:.0f} Hz)"
 
 
-def make_classes(seed: int, count: int) -> tuple[WorldClass, ...]:
+def make_classes(seed: int, count: int, level: Level = LEVELS["full"]) -> tuple[WorldClass, ...]:
     """The classes of the world of this seed, by index.
 
     Args:
@@ -76,7 +103,8 @@ def make_classes(seed: int, count: int) -> tuple[WorldClass, ...]:
         lobes = int(generator.integers(0, 4))
         names = ("slenderness", "grain", "slant", "pace", "formant")
         traits: dict[str, Any] = dict(zip(names, generator.random(len(names)).tolist(), strict=True))
-        classes.append(WorldClass(index=index, lobes=lobes, **own, **traits))
+        hues = (own["shape"] / order, own["texture"] / order) if level.has_palettes else None
+        classes.append(WorldClass(index=index, lobes=lobes, hues=hues, **own, **traits))
     return tuple(classes)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from shards_spec.atomic import atomic_path
 from shards_spec.errors import UserError
-from tools.world.classes import WorldClass, make_classes
+from tools.world.classes import LEVELS, Level, LevelName, WorldClass, make_classes
 from tools.world.scene import ClipName, Scene, clip_name, make_scene
 
 WORLD_FILE = "world.json"
@@ -20,15 +20,16 @@ class World:
     """A world: its seed says which look goes with which sound, and draws the clips."""
 
     seed: int
+    level: Level
     classes: tuple[WorldClass, ...]
 
     def scene(self, split: str, index: int) -> Scene:
         """Clip `index` of a split."""
-        return make_scene(self.classes, self.seed, _number(split), index)
+        return make_scene(self.classes, self.level, self.seed, _number(split), index)
 
     def name(self, split: str, index: int) -> ClipName:
         """Name and labels of that clip."""
-        return clip_name(len(self.classes), self.seed, _number(split), index)
+        return clip_name(len(self.classes), self.level, self.seed, _number(split), index)
 
 
 def _number(split: str) -> int:
@@ -36,9 +37,10 @@ def _number(split: str) -> int:
     return zlib.crc32(split.encode())
 
 
-def make_world(seed: int, classes: int) -> World:
+def make_world(seed: int, classes: int, level: LevelName = "full") -> World:
     """The world of a seed."""
-    return World(seed=seed, classes=make_classes(seed, classes))
+    rules = LEVELS[level]
+    return World(seed=seed, level=rules, classes=make_classes(seed, classes, rules))
 
 
 def parse_splits(text: str, clips: int | None) -> dict[str, int]:

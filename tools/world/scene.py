@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from shards_spec.sample import audioset_key
 from tools.world.backdrop import Backdrop, draw_backdrop
-from tools.world.classes import MOTIONS, WorldClass
+from tools.world.classes import MOTIONS, Level, WorldClass
 from tools.world.look import Colour, Look, inside, outline
 from tools.world.rhythm import Voice, pulse_at
 
@@ -28,9 +28,8 @@ MIDDLE = SECONDS / 2
 ASPECT = 4 / 3  # of the world, as of the pictures: x from 0 to ASPECT, y from 0 to 1
 
 _CAST_STREAM, _SCENE_STREAM, _SOUND_STREAM = 2, 3, 4
-_ALONE = 0.1  # share of the scenes with a single large object
-_BOTH = 0.12  # ... in which both rivals sound
-_THIRD = 0.6  # ... of those with two large objects that have a small one, too
+_BOTH = 0.12  # share of the scenes with two large objects in which both sound
+_THIRD = 0.6  # ... that have a small one, too
 _LARGE = (0.46, 0.31)  # share of the picture that a large object's box covers: at the lowest and the highest pitch
 _SMALL = (0.13, 0.06)
 _LEAST_BOX = 0.27  # of a large object, as far as it is seen
@@ -39,6 +38,7 @@ _LEAST_SEEN_SMALL = 0.4
 _TRIES = 60
 _GRID = 48  # rows of the coarse picture on which a layout is tried
 _MOVE = 0.035  # how far a motion carries, picture heights
+_HUE_SPREAD = 0.06  # of an object around a hue of its class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,9 +146,9 @@ def moved(pose: Pose, motion: str, drive: float, count: int) -> Pose:
     return replace(pose, angle=pose.angle + math.pi / 5 * (count - drive))
 
 
-def make_scene(classes: tuple[WorldClass, ...], seed: int, split: int, index: int) -> Scene:
+def make_scene(classes: tuple[WorldClass, ...], level: Level, seed: int, split: int, index: int) -> Scene:
     """The scene of one clip. Depends on nothing but its arguments: more clips change none of the others."""
-    who = _cast(len(classes), seed, split, index)
+    who = _cast(len(classes), level, seed, split, index)
     generator = np.random.default_rng([seed, _SCENE_STREAM, split, index])
     is_stacked = bool(generator.random() < 0.5)  # the rivals: one above the other, or side by side
     drafts = [
@@ -156,18 +156,18 @@ def make_scene(classes: tuple[WorldClass, ...], seed: int, split: int, index: in
         for i, kind in enumerate(who.kinds)
     ]
     return Scene(
-        name=clip_name(len(classes), seed, split, index),
+        name=clip_name(len(classes), level, seed, split, index),
         actors=_arranged(drafts, generator, is_stacked),
         backdrop=draw_backdrop(generator),
-        noise=(float(generator.random()), float(generator.random())),
-        tilt=float(generator.uniform(-1, 1)),
+        noise=(level.noise * float(generator.random()), float(generator.random())),
+        tilt=level.noise * float(generator.uniform(-1, 1)),
         sound_seed=(seed, _SOUND_STREAM, split, index),
     )
 
 
-def clip_name(classes: int, seed: int, split: int, index: int) -> ClipName:
+def clip_name(classes: int, level: Level, seed: int, split: int, index: int) -> ClipName:
     """The name and the labels of a clip, without the scene: a hundred times as fast."""
-    who = _cast(classes, seed, split, index)
+    who = _cast(classes, level, seed, split, index)
     digest = hashlib.sha256(f"{seed}/{classes}/{split}/{index}".encode()).digest()
     return ClipName(
         ytid=base64.urlsafe_b64encode(digest)[:11].decode(),
@@ -184,10 +184,10 @@ class _Cast(NamedTuple):
     sounding: int
 
 
-def _cast(classes: int, seed: int, split: int, index: int) -> _Cast:
+def _cast(classes: int, level: Level, seed: int, split: int, index: int) -> _Cast:
     generator = np.random.default_rng([seed, _CAST_STREAM, split, index])
     chance = generator.random(3)
-    if chance[0] < _ALONE:
+    if chance[0] < level.alone:
         larges, sounding, smalls = 1, 1, int(np.searchsorted((0.2, 0.7), chance[2]))
     else:
         larges, sounding, smalls = 2, 1 + int(chance[1] < _BOTH), int(chance[2] < _THIRD)
@@ -205,7 +205,7 @@ def _draft(
     start = 0.0 if generator.random() < 0.4 else float(generator.uniform(0.2, 4.5))
     end = SECONDS + 1 if generator.random() < 0.7 else float(generator.uniform(6.5, 9.5))
     voice = Voice(kind=kind, pitch=pitch, tempo=tempo, loudness=loudness, start=start, end=end)
-    dark, light = _colours(generator)
+    dark, light = _colours(generator, kind)
     look = Look(kind=kind, dark=dark, light=light, phase=phase, dials=(pitch, tempo))
     low, high = _LARGE if is_large else _SMALL
     share = low * (high / low) ** pitch  # of the picture: low voices are large
@@ -218,11 +218,14 @@ def _draft(
     return Actor(voice=voice, look=look, pose=pose, is_large=is_large, is_sounding=is_sounding)
 
 
-def _colours(generator: np.random.Generator) -> tuple[Colour, Colour]:
+def _colours(generator: np.random.Generator, kind: WorldClass) -> tuple[Colour, Colour]:
     """Two colours of clearly different lightness."""
     hue, turn, strong, pale = generator.random(4)
     dark, light = generator.uniform(0.1, 0.38), generator.uniform(0.72, 1.0)
-    return _hsl(hue, 0.5 + 0.5 * strong, dark), _hsl(hue + 0.15 + 0.7 * turn, 0.35 + 0.6 * pale, light)
+    if kind.hues is None:
+        return _hsl(hue, 0.5 + 0.5 * strong, dark), _hsl(hue + 0.15 + 0.7 * turn, 0.35 + 0.6 * pale, light)
+    of_dark, of_light = (own + _HUE_SPREAD * (2 * at - 1) for own, at in zip(kind.hues, (hue, turn), strict=True))
+    return _hsl(of_dark, 0.7 + 0.3 * strong, dark), _hsl(of_light, 0.6 + 0.4 * pale, light)
 
 
 def _hsl(hue: float, saturation: float, value: float) -> Colour:
