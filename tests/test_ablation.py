@@ -10,13 +10,14 @@ import time
 import pytest
 import torch
 
+from shards_spec.errors import UserError
 from tests.runs import SMALL, environment
 from tools.ablation.baselines import baselines
 from tools.ablation.measure import Clip, Scores, _strangers
 from tools.ablation.plan import ROWS, Run, planned_runs
 from tools.ablation.table import order_lines, table_rows, text_table
 from tools.make_world import main as make_world
-from tools.run_ablation import main
+from tools.run_ablation import Ablation, main
 from training.checkpoint import checkpoints, read_state
 from training.evaluation.localization import ground_truth
 from training.run_folder import read_step_log
@@ -113,6 +114,23 @@ def test_trains_measures_and_goes_on(world, tmp_path, monkeypatch, capsys):
     assert (out / "table.md").read_text() == table
     capsys.readouterr()
     assert mistake(capsys, *told, "--steps=3") == "--steps was 2, is 3: use another --out"
+
+
+def test_a_table_stands_from_the_first_run_on(world, tmp_path, monkeypatch, capsys):
+    def measure(self, run, path, *_):
+        if run.row == "cl-av":
+            raise UserError("this one failed")
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"metrics": metrics(30.0)}))
+
+    monkeypatch.setattr(Ablation, "_train", lambda *_, **__: None)
+    monkeypatch.setattr(Ablation, "_measure", measure)
+    told = [f"--data={world}", f"--out={tmp_path}", "--variants=selfmae", "--variants=cl-av", "--seeds=1"]
+    assert "this one failed" in mistake(capsys, *told, "--starts", "scratch")
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [row["name"] for row in rows[:2]] == ["selfmae", "chance"]
+    assert rows[0]["values"]["localization/CIoU"]["mean"] == 30.0
+    assert (tmp_path / "table.md").exists() and (tmp_path / "report.html").exists()
 
 
 def mistake(capsys, *arguments):

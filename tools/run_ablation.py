@@ -5,11 +5,12 @@
 
     ABLATION/runs/init-seed0/           the SelfMAE run on other clips (WORLD/init) that the variants start from
     ABLATION/runs/crossmae-init-seed0/  a run folder of train.py, with world.json (what was measured) and train.log
-    ABLATION/results.json, table.md, report.html
+    ABLATION/results.json, table.md, report.html    of the runs that are done so far
 
 It resumes where it stopped: finished runs are left alone, a run that was stopped goes on from its checkpoint.
 """
 
+import functools
 import json
 import os
 import shlex
@@ -107,7 +108,8 @@ class Ablation:
             open_index(str(split))  # complete, or a line that says what is wrong
         self.planned = planned_runs(config.rows, config.starts, config.seeds)
         self._children: set[subprocess.Popen[bytes]] = set()
-        self._lock = Lock()
+        self._lock = Lock()  # of the two below
+        self._writing = Lock()
         self._stopping = False
 
     def folder(self, name: str) -> Path:
@@ -126,7 +128,7 @@ class Ablation:
         self._together(self.planned, self._train_and_measure, "runs")
         untrained = [run for run in self.planned if run.row == self._widest]
         self._together(untrained, self._measure_untrained, "untrained")
-        self.write()
+        print(self.write())
 
     @property
     def _widest(self) -> str:
@@ -188,6 +190,7 @@ class Ablation:
             options.append(f"--init={self.folder(f'init-seed{run.seed}')}")
         self._train(run.name, data=self.train, steps=self.config.steps, seed=run.seed, options=options)
         self._measure(run, self.folder(run.name) / _MEASURED)
+        self.write()
 
     def _measure_untrained(self, run: Run) -> None:
         if run.start == "scratch" or "scratch" not in self.config.starts:
@@ -230,13 +233,17 @@ class Ablation:
 
     # ---------------------------------------------------------------- what came out
 
-    def write(self) -> None:
-        """results.json, table.md and report.html, of the runs that were measured."""
+    def write(self) -> str:
+        """results.json, table.md and report.html, of the runs that were measured; returns what to print."""
+        with self._writing:
+            return self._write()
+
+    def _write(self) -> str:
         out = self.config.out
         measured = {run: found for run in self.planned if (found := self._read(run, _MEASURED)) is not None}
         untrained = [found for run in self.planned if (found := self._read(run, _UNTRAINED)) is not None]
         references: dict[str, list[Metrics]] = {"untrained": untrained} if untrained else {}
-        references |= {name: [metrics] for name, metrics in baselines(open_index(str(self.test))).items()}
+        references |= {name: [metrics] for name, metrics in self._baselines.items()}
         rows = table_rows(measured, references)
         order = order_lines(rows)
         table = text_table(rows)
@@ -247,7 +254,11 @@ class Ablation:
         with atomic_path(out / "table.md") as temporary:
             temporary.write_text("\n".join([table, "", *(f"- {line}" for line in order)]) + "\n")
         write_page(out / "report.html", rows, order, {run: self.folder(run.name) for run in measured}, facts)
-        print("\n".join([table, "", *order, "", f"written: {out / 'report.html'}"]))
+        return "\n".join([table, "", *order, "", f"written: {out / 'report.html'}"])
+
+    @functools.cached_property
+    def _baselines(self) -> dict[str, Metrics]:
+        return baselines(open_index(str(self.test)))
 
     def _read(self, run: Run, name: str) -> Metrics | None:
         path = self.folder(run.name) / name
