@@ -24,7 +24,7 @@ from training.finetune.classifier import Classifier, follow, load_classifier
 from training.finetune.config import parse_finetune
 from training.finetune.finetune import layer_scale, parameter_groups, smooth
 from training.finetune.labels import Labels, read_labels
-from training.model.config import EncoderConfig
+from training.model.config import PRESETS, EncoderConfig
 from training.stream.index import open_index
 from training.stream.order import Place, sample_seeds
 from training.train import main
@@ -205,6 +205,11 @@ def test_the_mean_of_the_late_weights():
 
 
 # -------------------------------------------------------------------- recipes
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_gives_the_size_of_the_encoders(preset):
+    assert parse_finetune(["--data=d", "--out=o", f"--preset={preset}"]).encoder == PRESETS[preset]().encoder
 
 
 def test_recipes_have_the_figures_of_their_sources():

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from training.model.config import (
-    SIZES,
+    PRESETS,
     VARIANTS,
     AttentiveConfig,
     ContrastConfig,
@@ -16,6 +16,7 @@ from training.model.config import (
     EncoderConfig,
     MaskConfig,
     PixelConfig,
+    Preset,
     config_from_dict,
     config_to_dict,
     crossmae_base,
@@ -26,9 +27,9 @@ from training.model.config import (
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("size", SIZES)
-def test_round_trip_through_json(size: str, variant: str) -> None:
-    config = with_variant(SIZES[size](), variant)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_round_trip_through_json(preset: Preset, variant: str) -> None:
+    config = with_variant(PRESETS[preset](), variant)
     assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
 
 

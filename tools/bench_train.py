@@ -22,10 +22,11 @@ import torch
 from shards_spec.command_line import one_line_errors, parse
 from shards_spec.errors import UserError
 from tools.benchmarks.train_step import Stored, Timed, Trainer, product_rate, random_batches
-from tools.count_model import PRESETS, count
-from training.config import Preset, Variant
+from tools.count_model import count
+from training.config import Variant
 from training.flops import flops_per_sample, peak_flops
-from training.model import CrossMAEConfig, with_variant
+from training.model import PRESETS, CrossMAEConfig, with_variant
+from training.model.config import Preset
 from training.stream.index import open_index
 from training.stream.loader import load, rank_shares
 from training.stream.order import Place, SampleStream

@@ -16,10 +16,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.model import SIZES, VARIANTS, CrossMAE, CrossMAEConfig, with_variant
+from training.model import PRESETS, VARIANTS, CrossMAE, CrossMAEConfig, with_variant
 from training.model.patches import FBANK_SHAPE, IMAGE_CHANNELS, IMAGE_SHAPE
-
-PRESETS = {f"crossmae-{name}": size for name, size in SIZES.items()}
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from tools.ablation.page import write_page
 from tools.ablation.plan import ROWS, TABLE_2, Budget, Run, Start, planned_runs
 from tools.ablation.table import order_lines, table_rows, text_table
 from training.checkpoint import checkpoint_folder
-from training.config import Preset
+from training.model.config import Preset
 from training.stream.index import open_index
 
 _MEASURED = "world.json"

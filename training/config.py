@@ -6,7 +6,7 @@ parse_arguments    --preset and --variant choose the defaults, every other flag 
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -15,20 +15,9 @@ import tyro
 
 from shards_spec.command_line import parse
 from shards_spec.errors import UserError
-from training.model.config import (
-    CrossMAEConfig,
-    config_to_dict,
-    crossmae_base,
-    crossmae_large,
-    crossmae_small,
-    crossmae_tiny,
-    with_variant,
-    world_small,
-    world_tiny,
-)
+from training.model.config import PRESETS, CrossMAEConfig, Preset, config_to_dict, crossmae_base, with_variant
 from training.stream.cache_folder import DEFAULT_SIZE, parse_size
 
-Preset = Literal["crossmae-base", "crossmae-large", "crossmae-small", "crossmae-tiny", "world-small", "world-tiny"]
 Variant = Literal["crossmae", "cl-av", "selfmae", "cl-selfmae", "cl-crosscdtmae", "cl-crossembmae"]
 MixedPrecision = Literal["no", "bf16", "fp16"]
 
@@ -217,17 +206,6 @@ class TrainConfig(RunConfig):
         return super().to_dict() | {"model": config_to_dict(self.model)}
 
 
-_PRESETS: dict[Preset, Callable[[], CrossMAEConfig]] = {
-    "crossmae-base": crossmae_base,
-    "crossmae-large": crossmae_large,
-    "crossmae-small": crossmae_small,
-    "crossmae-tiny": crossmae_tiny,
-    "world-small": world_small,
-    "world-tiny": world_tiny,
-}
-assert set(_PRESETS) == set(get_args(Preset))
-
-
 def parse_arguments(arguments: Sequence[str] | None = None) -> TrainConfig:
     """The configuration that the command line asks for.
 
@@ -239,7 +217,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> TrainConfig:
     first.add_argument("--preset", default="crossmae-base")
     first.add_argument("--variant", default="crossmae")
     chosen, _ = first.parse_known_args(arguments)
-    known = chosen.preset in _PRESETS and chosen.variant in get_args(Variant)  # else tyro names the allowed ones
-    model = with_variant(_PRESETS[chosen.preset](), chosen.variant) if known else crossmae_base()
+    known = chosen.preset in PRESETS and chosen.variant in get_args(Variant)  # else tyro names the allowed ones
+    model = with_variant(PRESETS[chosen.preset](), chosen.variant) if known else crossmae_base()
     default = TrainConfig(data=tyro.MISSING, out=tyro.MISSING, model=model)  # MISSING: these two must be given
     return parse(TrainConfig, arguments, prog="train.py", default=default)

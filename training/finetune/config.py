@@ -9,12 +9,12 @@ from typing import Any, Literal, get_args
 import tyro
 
 from shards_spec.command_line import parse
-from training.config import Preset, RunConfig
+from training.config import RunConfig
 from training.finetune.augment import AugmentConfig
 from training.finetune.classifier import InputKind, Pool, encoder_of
 from training.finetune.labels import Task
 from training.finetune.recipes import DatasetRecipe, Recipe, recipe
-from training.model.config import SIZES, EncoderConfig
+from training.model.config import PRESETS, EncoderConfig, Preset
 
 Loss = Literal["bce", "ce"]
 # Fields that a checkpoint must agree in with the run that resumes it: config.json's "finetune".
@@ -118,7 +118,7 @@ def parse_finetune(arguments: Sequence[str]) -> FinetuneConfig:
     if chosen.init is not None and str(chosen.init) != "None":
         encoder, mean, std = encoder_of(chosen.init)
         defaults |= {"encoder": encoder, "fbank_mean": mean, "fbank_std": std}
-    elif chosen.preset in get_args(Preset):
-        defaults["encoder"] = SIZES[chosen.preset.removeprefix("crossmae-")]().encoder
+    elif chosen.preset in PRESETS:
+        defaults["encoder"] = PRESETS[chosen.preset]().encoder
     default = FinetuneConfig(data=tyro.MISSING, out=tyro.MISSING, **defaults)
     return parse(FinetuneConfig, arguments, prog="train.py finetune", default=default)

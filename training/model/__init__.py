@@ -21,7 +21,7 @@ P values of a patch. `is_masked` is True where a patch is hidden.
 """
 
 from training.model.config import (
-    SIZES,
+    PRESETS,
     VARIANTS,
     CrossMAEConfig,
     config_from_dict,
@@ -36,7 +36,7 @@ from training.model.crossmae import CrossMAE, CrossMAEOutput, Reconstructed, Rec
 from training.model.encoder import Features
 
 __all__ = [
-    "SIZES",
+    "PRESETS",
     "VARIANTS",
     "CrossMAE",
     "CrossMAEConfig",

@@ -3,6 +3,7 @@
 Sections, equations and tables are those of CrossMAE (CVPR 2024); "A.3" and the like are its supplement's.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -290,7 +291,16 @@ def world_tiny() -> CrossMAEConfig:
     )
 
 
-SIZES = {"base": crossmae_base, "large": crossmae_large, "small": crossmae_small, "tiny": crossmae_tiny}
+Preset = Literal["crossmae-base", "crossmae-large", "crossmae-small", "crossmae-tiny", "world-small", "world-tiny"]
+PRESETS: dict[Preset, Callable[[], CrossMAEConfig]] = {
+    "crossmae-base": crossmae_base,
+    "crossmae-large": crossmae_large,
+    "crossmae-small": crossmae_small,
+    "crossmae-tiny": crossmae_tiny,
+    "world-small": world_small,
+    "world-tiny": world_tiny,
+}
+assert set(PRESETS) == set(get_args(Preset))
 
 
 def config_to_dict(config: CrossMAEConfig) -> dict[str, Any]:
