@@ -117,14 +117,13 @@ def test_trains_measures_and_goes_on(world, tmp_path, monkeypatch, capsys):
 
 
 def test_a_table_stands_from_the_first_run_on(world, tmp_path, monkeypatch, capsys):
-    def measure(self, run, path, *_):
-        if run.row == "cl-av":
-            raise UserError("this one failed")
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({"metrics": metrics(30.0)}))
+    def call(self, command, folder):
+        if "tools.ablation.measure" in command:
+            if folder.name.startswith("cl-av"):
+                raise UserError("this one failed")
+            (folder / "world.json").write_text(json.dumps({"metrics": metrics(30.0)}))
 
-    monkeypatch.setattr(Ablation, "_train", lambda *_, **__: None)
-    monkeypatch.setattr(Ablation, "_measure", measure)
+    monkeypatch.setattr(Ablation, "_call", call)
     told = [f"--data={world}", f"--out={tmp_path}", "--variants=selfmae", "--variants=cl-av", "--seeds=1"]
     assert "this one failed" in mistake(capsys, *told, "--starts", "scratch")
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]

@@ -19,7 +19,6 @@ from training.model import VARIANTS, with_variant
 
 CPU = torch.device("cpu")
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

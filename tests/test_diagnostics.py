@@ -23,7 +23,6 @@ EMBEDDINGS = {f"emb_{side}_{what}" for side in ("audio", "visual") for what in (
     f"target_{what}_{side}" for what in ("std", "rank") for side in ("audio", "visual")
 }
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

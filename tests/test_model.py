@@ -20,7 +20,6 @@ PARTS = {
     "cl-crossembmae": {"contrast", "emb_audio", "emb_visual"},
 }
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

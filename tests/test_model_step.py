@@ -24,7 +24,6 @@ KINDS = {
     "checkpointed": replace(SMALLEST, checkpoint_activations=True),
 }
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

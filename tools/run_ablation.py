@@ -107,9 +107,9 @@ class Ablation:
         for split in (self.train, self.test, *([self.init] if "init" in config.starts else [])):
             open_index(str(split))  # complete, or a line that says what is wrong
         self.planned = planned_runs(config.rows, config.starts, config.seeds)
-        self._children: set[subprocess.Popen[bytes]] = set()
-        self._lock = Lock()  # of the two below
         self._writing = Lock()
+        self._lock = Lock()  # of the two below
+        self._children: set[subprocess.Popen[bytes]] = set()
         self._stopping = False
 
     def folder(self, name: str) -> Path:
@@ -190,7 +190,6 @@ class Ablation:
             options.append(f"--init={self.folder(f'init-seed{run.seed}')}")
         self._train(run.name, data=self.train, steps=self.config.steps, seed=run.seed, options=options)
         self._measure(run, self.folder(run.name) / _MEASURED)
-        self.write()
 
     def _measure_untrained(self, run: Run) -> None:
         if run.start == "scratch" or "scratch" not in self.config.starts:
@@ -207,6 +206,7 @@ class Ablation:
         if not out.exists():
             command = [sys.executable, "-m", "tools.ablation.measure", f"--checkpoint={folder}", f"--out={out}"]
             self._call([*command, f"--train={self.train}", f"--test={self.test}", *options], folder)
+            self.write()
 
     def _call(self, command: list[str], folder: Path) -> None:
         """Runs a command to its end, its output into the run's log.
