@@ -37,6 +37,10 @@ def test_effective_rank_of_known_spectra() -> None:
     two = torch.tensor([[3.0, 0], [-3, 0], [0, 1], [0, -1]])  # singular values in 3 : 1
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert effective_rank(two).item() == pytest.approx(math.exp(entropy), rel=1e-6)
+    for bad in (math.nan, math.inf):
+        rows = torch.eye(40, 8)
+        rows[3, 4] = bad
+        assert effective_rank(rows).isnan()  # and no LinAlgError
 
 
 @pytest.mark.parametrize("shape", [(40, 8), (8, 40)])  # by the covariance, and by the products of the rows

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from safetensors.torch import load_file
 from shards_spec.errors import UserError
 from tests.checkpoints import make_checkpoint
 from tests.datasets import make_dataset
-from tests.runs import ROOT, environment
+from tests.runs import command_line, run_to_end
 from tests.whole_samples import whole_dataset
 from training.checkpoint import checkpoints, load_weights
 from training.evaluate import main
@@ -193,14 +191,8 @@ def test_two_processes_find_what_one_finds(run, tmp_path):
     results, pieces = [], []
     for world in (1, 2):
         out, cache = tmp_path / f"{world}.json", tmp_path / f"cache{world}"
-        launcher = [sys.executable]
-        if world > 1:
-            launcher += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
-            launcher += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-        command = [*launcher, str(ROOT / "evaluate.py"), "retrieval", f"--data={dataset}", f"--checkpoint={run}"]
-        command += [f"--out={out}", f"--cache-features={cache}", "--workers=0"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment())
-        assert done.returncode == 0, done.stderr[-3000:]
+        told = [f"--data={dataset}", f"--checkpoint={run}", f"--out={out}", f"--cache-features={cache}", "--workers=0"]
+        done = run_to_end(command_line("evaluate.py", "retrieval", *told, processes=world))
         assert done.stdout.count("retrieval: 132 samples") == 1  # one of them speaks
         share = 132 if world == 1 else 128  # the first process takes the first piece, the other one the second
         assert f"encode: {share} of {share} samples" in done.stderr

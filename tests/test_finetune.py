@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from shards_spec.errors import UserError
 from tests.datasets import make_dataset
-from tests.runs import ROOT, environment, train
+from tests.runs import command_line, environment, run_to_end, train
 from tests.test_probe import with_classes
 from tests.test_train import assert_same_weights, keys, losses, wait_for
 from training.checkpoint import checkpoints
@@ -252,17 +252,11 @@ def pretrained(dataset, tmp_path_factory):
 
 
 def finetune_command(*arguments, processes=1):
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}", "--num_machines=1"]
-    launcher += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    python = [os.sys.executable, *(launcher if processes > 1 else [])]
-    return [*python, str(ROOT / "train.py"), "finetune", *arguments]
+    return command_line("train.py", "finetune", *arguments, processes=processes)
 
 
 def finetune(*arguments, processes=1):
-    command = finetune_command(*arguments, processes=processes)
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment())
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    return result
+    return run_to_end(finetune_command(*arguments, processes=processes))
 
 
 @pytest.fixture(scope="module")

@@ -154,6 +154,24 @@ def test_workers_end_when_their_main_process_is_killed(index):
         time.sleep(0.05)
 
 
+_FAILS_IN_A_LOOP = """
+import sys
+from pathlib import Path
+from training.stream.index import open_index
+from training.stream.loader import all_shares, load
+index = open_index(Path(sys.argv[1]))
+batches = load(index, all_shares(len(index), 2), seed=0, batch_size=2, workers=2)
+next(batches)
+raise ArithmeticError("out of memory, say")
+"""
+
+
+def test_an_error_that_nobody_catches_ends_the_process(index):
+    command = [sys.executable, "-c", _FAILS_IN_A_LOOP, str(index.folders[0])]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1 and ended.stderr.endswith("ArithmeticError: out of memory, say\n")
+
+
 def test_slots_do_not_overlap():
     memory, slots = make_slots(3, 2)
     for value, slot in enumerate(slots):

@@ -199,7 +199,8 @@ def test_a_damaged_sample_stops_the_run_and_is_named(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(dataset, tmp_path):
     run = tmp_path / "run"
-    result = train(f"--data={dataset}", f"--out={run}", *COMMON, "--optimizer.lr=1e30", "--log-every=4", status=1)
+    told = ["--optimizer.lr=1e30", "--log-every=4", "--diagnose-every=2"]
+    result = train(f"--data={dataset}", f"--out={run}", *COMMON, *told, status=1)
     assert "is not finite" in result.stderr and "its samples: clip" in result.stderr
     assert "Traceback" not in result.stderr
     step = int(result.stderr.split("the loss of step ")[1].split()[0])

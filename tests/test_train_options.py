@@ -5,7 +5,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 
 from shards_spec.errors import UserError
 from tests.datasets import make_dataset
-from tests.runs import ROOT, SMALL, environment, train, train_command
+from tests.runs import SMALL, command_line, environment, run_to_end, train, train_command
 from training.checkpoint import TrainState, checkpoints, read_state, save_checkpoint
 from training.config import OptimizerConfig, parse_arguments
 from training.optimizer import gradient_norms, learning_rate, make_optimizer
@@ -51,9 +50,9 @@ def losses(run):
 
 def test_the_losses_of_20_steps_are_what_they_were(dataset, tmp_path):
     """Recorded with torch 2.11. Kernels for other processors change the sixth digit."""
-    command = [sys.executable, str(ROOT / "train.py"), "--preset=crossmae-tiny", f"--data={dataset}"]
-    command += ["--steps=20", "--batch-size=4", "--log-every=1", "--optimizer.lr=2e-4", f"--out={tmp_path / 'run'}"]
-    subprocess.run(command, check=True, capture_output=True, env=environment(), timeout=240)
+    told = ["--preset=crossmae-tiny", f"--data={dataset}", f"--out={tmp_path / 'run'}"]
+    told += ["--steps=20", "--batch-size=4", "--log-every=1", "--optimizer.lr=2e-4"]
+    run_to_end(command_line("train.py", *told))
     assert losses(tmp_path / "run") == pytest.approx(GOLDEN, rel=1e-4)
 
 
@@ -126,10 +125,8 @@ def limit_file_size():
 def test_a_full_disk_is_reported_and_the_run_goes_on(dataset, tmp_path):
     run = tmp_path / "run"
     command = train_command(f"--data={dataset}", f"--out={run}", *COMMON)
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, env=environment(), preexec_fn=limit_file_size
-    )
-    assert result.returncode == 1 and "Traceback" not in result.stderr
+    result = run_to_end(command, status=1, preexec_fn=limit_file_size)
+    assert "Traceback" not in result.stderr
     assert result.stderr.count("going on to the next save") == 2
     assert "train.py: stopped: the checkpoint of step 6 could not be written" in result.stderr
     assert "File too large" in result.stderr and "there is no checkpoint yet" in result.stderr

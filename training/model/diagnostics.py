@@ -117,15 +117,17 @@ def effective_rank(features: Tensor) -> Tensor:
 
     The exponential of the entropy of the singular values, normalised to a sum of 1 (Roy and Vetterli, EUSIPCO 2007,
     eqs. 2 to 4). Of more than MAX_TOKENS rows as many are taken, evenly spaced. In float64: the square root would make
-    much of float32's noise in small eigenvalues, and autocast leaves float64 alone. Constant features have rank 1.
+    much of float32's noise in small eigenvalues, and autocast leaves float64 alone. Constant features have rank 1,
+    those with an infinity or a NaN the rank NaN.
     """
     rows = features.flatten(0, -2)
     rows = rows[:: -(-len(rows) // MAX_TOKENS)].double()
     rows = rows - rows.mean(dim=0)
     square = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows  # both have the same eigenvalues but for 0
-    values = torch.linalg.eigvalsh(square).clamp(min=0).sqrt()
+    finite = square.isfinite().all()
+    values = torch.linalg.eigvalsh(square.where(finite, 0.0)).clamp(min=0).sqrt()  # refuses what is not finite
     share = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
-    return torch.special.entr(share).sum().exp().float()
+    return torch.special.entr(share).sum().exp().where(finite, torch.nan).float()
 
 
 def attentive_share(view: View) -> Tensor:

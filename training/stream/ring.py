@@ -11,6 +11,7 @@ Nothing is begun beside the first batch, so that it comes soon: where its sample
 then on more is begun than is given, until enough is under way.
 """
 
+import atexit
 import contextlib
 import mmap
 import multiprocessing
@@ -154,6 +155,9 @@ class Ring:
         self._workers: list[_Worker] = []
         for _ in range(workers):
             self._workers.append(self._start_worker())
+        # An error that nobody catches keeps its frames, and what they hold, to the end. Without this the interpreter
+        # would wait for the workers then, and they for it.
+        atexit.register(self.close)
         self._pinned: Pinned | None = pin(self.memory) if page_locked else None
 
     def __enter__(self) -> "Ring":
@@ -223,15 +227,16 @@ class Ring:
 
     def close(self) -> None:
         """Ends the workers and closes the shards."""
-        if self._pinned is not None:
-            self._pinned.close()
-            self._pinned = None
         for worker in self._workers:
             worker.pipe.close()
             worker.process.kill()  # it holds nothing that has to be finished
         for worker in self._workers:
             worker.process.join()
         self._workers = []
+        atexit.unregister(self.close)
+        if self._pinned is not None:
+            self._pinned.close()
+            self._pinned = None
         self._reader.close()
 
     def _begin(self, number: int, job: _Job) -> None:
