@@ -209,6 +209,19 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(dataset, 
     assert all(torch.isfinite(t).all() for t in weights(run).values()) if checkpoints(run) else True
 
 
+def test_too_little_memory_is_told_in_two_lines(dataset, tmp_path, monkeypatch, capsys):
+    def losses(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr("training.train.Pretraining.losses", losses)
+    with pytest.raises(SystemExit) as ended:
+        main([*SMALL, f"--data={dataset}", f"--out={tmp_path / 'run'}", *COMMON])
+    assert ended.value.code == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "train.py: stopped: CUDA out of memory. Tried to allocate 20.00 MiB."
+    assert second.startswith("train.py: a smaller --device-batch-size needs less memory")
+
+
 def test_evaluate_retrieval_names_pool_and_chance(dataset, uninterrupted, tmp_path, capsys):
     out = tmp_path / "retrieval.json"
     evaluate(["retrieval", f"--data={dataset}", f"--checkpoint={uninterrupted}", f"--out={out}", "--workers=1"])

@@ -3,6 +3,8 @@
 import sys
 from typing import Any
 
+import torch.distributed as dist
+
 from shards_spec.command_line import one_line_errors, parse
 from shards_spec.errors import DamagedSampleError
 from training.evaluation.ave import AveConfig
@@ -34,3 +36,5 @@ def main(arguments: list[str] | None = None) -> None:
         except (DamagedSampleError, WorkerError) as error:
             print(f"evaluate.py: stopped: {error}", file=sys.stderr)
             raise SystemExit(1) from None
+        if dist.is_initialized():  # not after an error: it would wait for the other processes
+            dist.destroy_process_group()

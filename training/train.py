@@ -29,6 +29,7 @@ from training.stream.index import open_index
 from training.stream.order import SampleStream
 from training.stream.ring import WorkerError
 
+_NEEDS_LESS_MEMORY = "a smaller --device-batch-size needs less memory, and so does activation checkpointing (--help)"
 EXIT_STOPPED = 75  # saved and stopped on a signal, to be continued (EX_TEMPFAIL of sysexits.h)
 
 
@@ -50,8 +51,13 @@ def main(arguments: list[str] | None = None) -> None:
         except (DamagedSampleError, WorkerError, NonFiniteLossError, FetchError, NotSavedError) as error:
             print(f"train.py: stopped: {error}", file=sys.stderr)
             raise SystemExit(1) from None
+        except torch.OutOfMemoryError as error:
+            print(f"train.py: stopped: {error}\ntrain.py: {_NEEDS_LESS_MEMORY}", file=sys.stderr)
+            raise SystemExit(1) from None
         finally:
-            accelerator.end_training()
+            for tracker in accelerator.trackers:
+                tracker.finish()
+        accelerator.state.destroy_process_group()  # never after an error: it would wait for the other processes
     if not finished:
         raise SystemExit(EXIT_STOPPED)
 
