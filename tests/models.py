@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from training.model import CrossMAE, CrossMAEConfig, crossmae_tiny
 from training.model.config import EmbeddingConfig, EncoderConfig, PixelConfig
 
-TINY = crossmae_tiny()
+PLAIN = crossmae_tiny()
+TINY = replace(PLAIN, pixel=replace(PLAIN.pixel, condition_start="xavier"))  # every part works from the first step on
 SMALLEST = replace(  # for what does not depend on size
     TINY,
     encoder=EncoderConfig(dim=32, depth=2, heads=2),
-    pixel=PixelConfig(dim=32, depth=2, heads=2),
+    pixel=PixelConfig(dim=32, depth=2, heads=2, condition_start="xavier"),
     embedding=EmbeddingConfig(dim=32, depth=1, heads=2),
 )
 

@@ -41,6 +41,33 @@ def test_every_parameter_of_every_variant_gets_a_gradient(variant: str) -> None:
     assert not any(part.requires_grad for part in output.parts.values())
 
 
+@pytest.mark.parametrize("conditioning", ["first", "every_block"])
+def test_a_conditioned_decoder_starts_as_the_plain_one_and_learns(conditioning: str) -> None:
+    config = switched("pixel", conditioning=conditioning, condition_start="zero")
+    plain, model = build(with_variant(config, "cl-selfmae")), build(with_variant(config, "cl-crosscdtmae"))
+    assert {name: part.item() for name, part in model(*batch()).parts.items()} == {
+        name: part.item() for name, part in plain(*batch()).parts.items()
+    }
+    model(*batch()).loss.backward()
+    assert {name.split(".", 1)[1] for name in without_gradient(model)} <= {
+        name.split(".", 1)[1] for name, _ in model.named_parameters() if "condition." in name or "cross." in name
+    }
+    torch.optim.SGD(model.parameters(), lr=1e-2).step()
+    model.zero_grad()
+    model(*batch()).loss.backward()
+    assert without_gradient(model) == []
+
+
+def test_variants_of_one_seed_start_from_the_same_weights() -> None:
+    """Otherwise two rows of Table 2 differ by the luck of the draw, too."""
+    weights: dict[str, Tensor] = {}
+    for variant in VARIANTS:
+        for conditioning in ("first", "every_block"):
+            config = with_variant(switched("pixel", conditioning=conditioning), variant)
+            for name, weight in build(config).state_dict().items():
+                assert torch.equal(weights.setdefault(name, weight), weight), (variant, conditioning, name)
+
+
 SWITCHES: list[tuple[str, dict[str, Any]]] = [
     ("mask", {"audio_strategy": "time"}),
     ("mask", {"audio_strategy": "time-frequency", "image_ratio": 0.6, "audio_ratio": 0.9}),

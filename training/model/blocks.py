@@ -1,6 +1,9 @@
 """What timm's blocks do not have: attention over another sequence, recomputation. And how every layer starts."""
 
-from collections.abc import Iterable
+import ctypes
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,16 +23,24 @@ def self_block(dim: int, heads: int) -> Block:
 
 
 class CrossAttention(nn.Module):
-    """Pre-norm residual multi-head attention over a context: CrossAttn of eqs. 7, 8, 10 and 11."""
+    """Pre-norm residual multi-head attention over a context: CrossAttn of eqs. 7, 8, 10 and 11.
 
-    def __init__(self, dim: int, context_dim: int, heads: int) -> None:
+    With `starts_at_zero` it adds nothing at first: what it stands in begins as it would without it.
+    """
+
+    def __init__(self, dim: int, context_dim: int, heads: int, *, starts_at_zero: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.fused_attn = use_fused_attn()  # timm's switch, as its own blocks have it: off with TIMM_FUSED_ATTN=0
         self.norm = LayerNorm(dim)
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(context_dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
+        with drawn_aside():
+            self.q = nn.Linear(dim, dim)
+            self.kv = nn.Linear(context_dim, 2 * dim)
+            self.proj = nn.Linear(dim, dim)
+            for layer in (self.q, self.kv, self.proj):
+                init_linear(layer)
+        if starts_at_zero:
+            nn.init.zeros_(self.proj.weight)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x [B, N, D], context [B, M, C], already normalised by its encoder -> [B, N, D]."""
@@ -45,11 +56,11 @@ class CrossAttention(nn.Module):
 class CrossBlock(nn.Module):
     """Self-attention, cross-attention, feed-forward: a block of the decoder of Sec. 3.3."""
 
-    def __init__(self, dim: int, context_dim: int, heads: int) -> None:
+    def __init__(self, dim: int, context_dim: int, heads: int, *, starts_at_zero: bool = False) -> None:
         super().__init__()
         self.norm1 = LayerNorm(dim)
         self.attn = Attention(dim, heads, qkv_bias=True)
-        self.cross = CrossAttention(dim, context_dim, heads)
+        self.cross = CrossAttention(dim, context_dim, heads, starts_at_zero=starts_at_zero)
         self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, 4 * dim)
 
@@ -75,11 +86,32 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *context: Tensor, recompu
 
 
 def init_linear(module: nn.Module) -> None:
-    """MAE's start: Xavier-uniform weights, zero biases. For `nn.Module.apply`."""
+    """MAE's start of a linear layer: Xavier-uniform weights, zero biases."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def init_linears(module: nn.Module) -> None:
+    """`init_linear` for all layers inside but those of a CrossAttention, which has its own start."""
+    if not isinstance(module, CrossAttention):
+        init_linear(module)
+        for child in module.children():
+            init_linears(child)
+
+
+@contextmanager
+def drawn_aside() -> Iterator[None]:
+    """For parts that not every variant has: random numbers drawn outside are the same with them and without.
+
+    So variants of one seed start from the same weights wherever they have the same layers.
+    """
+    with torch.random.fork_rng(devices=()):
+        state = torch.default_generator.get_state()
+        state_bytes = ctypes.string_at(state.data_ptr(), state.numel())  # works among fake tensors, too
+        torch.default_generator.manual_seed(zlib.crc32(state_bytes))
+        yield
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:

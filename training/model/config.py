@@ -115,6 +115,9 @@ class PixelConfig:
     """No pixel loss, MAE's own (SelfMAE), or conditioned on the other side's Attentive Tokens (eqs. 7 to 9)."""
     conditioning: Literal["first", "every_block"] = "first"
     """Where the cross-attention stands: on the visible tokens before the decoder (eqs. 7 and 8), or in each block."""
+    condition_start: Literal["zero", "xavier"] = "zero"
+    """What its last layer starts from; the paper does not say. `zero`: the decoder begins as the plain one does (and as
+    the one it was initialised from); `xavier`: as every other layer, which at first adds noise to each token."""
     dim: int = 512
     """Width of the decoders ("following MAE")."""
     depth: int = 8
@@ -287,7 +290,7 @@ def world_tiny() -> CrossMAEConfig:
     return CrossMAEConfig(
         encoder=EncoderConfig(dim=128, depth=4, heads=1),
         pixel=PixelConfig(dim=64, depth=1, heads=1),
-        embedding=EmbeddingConfig(dim=64, depth=1, heads=1),
+        embedding=EmbeddingConfig(dim=64, depth=2, heads=1),  # of one block the self-attention would see queries alone
     )
 
 

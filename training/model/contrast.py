@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_gather_tensor_autograd  # unlike the others, it compiles
 
-from training.model.blocks import init_linear
+from training.model.blocks import init_linears
 from training.model.config import ContrastConfig
 from training.model.encoder import Features
 
@@ -95,4 +95,5 @@ def info_nce(audio: Tensor, image: Tensor, temperature: float | Tensor, *, reduc
 
 def _mlp(dim: int) -> nn.Module:
     head = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
-    return head.apply(init_linear)
+    init_linears(head)
+    return head

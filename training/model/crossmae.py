@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from training.model.attentive import attentive_places, attentive_tokens
-from training.model.blocks import put, take
+from training.model.blocks import drawn_aside, put, take
 from training.model.config import CrossMAEConfig
 from training.model.contrast import CachedContrast, Contrast
 from training.model.decoders import EmbeddingDecoder, PixelDecoder
@@ -75,11 +75,12 @@ class CrossMAE(nn.Module):
         again = config.checkpoint_activations
         self.image_encoder = Encoder(config.encoder, shape=IMAGE_SHAPE, channels=IMAGE_CHANNELS, recompute=again)
         self.audio_encoder = Encoder(config.encoder, shape=FBANK_SHAPE, channels=1, recompute=again)
-        self.contrast = Contrast(config.contrast, config.encoder.dim) if config.contrast.enabled else None
+        with drawn_aside():
+            self.contrast = Contrast(config.contrast, config.encoder.dim) if config.contrast.enabled else None
+            image_from_audio, audio_from_image = map(self._embedding_decoder, (IMAGE_GRID, FBANK_GRID))
         self.image_decoder = self._pixel_decoder(IMAGE_GRID, IMAGE_CHANNELS, config.attentive.audio_ratio)
         self.audio_decoder = self._pixel_decoder(FBANK_GRID, 1, config.attentive.image_ratio)
-        self.image_from_audio = self._embedding_decoder(IMAGE_GRID)
-        self.audio_from_image = self._embedding_decoder(FBANK_GRID)
+        self.image_from_audio, self.audio_from_image = image_from_audio, audio_from_image
         self.teacher: Teacher | None = None
         if config.embedding.enabled and config.embedding.targets in ("ema", "teacher"):
             is_ready = config.embedding.targets == "ema"

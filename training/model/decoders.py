@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from training.model.blocks import CrossAttention, CrossBlock, LayerNorm, init_linear, put, run_blocks, self_block
+from training.model.blocks import CrossAttention, CrossBlock, LayerNorm, init_linears, put, run_blocks, self_block
 from training.model.config import EmbeddingConfig, PixelConfig
 from training.model.encoder import Features
 from training.model.patches import sincos_positions
@@ -33,19 +33,20 @@ class PixelDecoder(nn.Module):
         self.embed = nn.Linear(encoder_dim, config.dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.register_buffer("pos_embed", sincos_positions(config.dim, grid).unsqueeze(0), persistent=False)
+        starts_at_zero = config.condition_start == "zero"
         self.in_blocks = is_conditioned and config.conditioning == "every_block"
         self.condition = None
         if is_conditioned and not self.in_blocks:
-            self.condition = CrossAttention(config.dim, encoder_dim, config.heads)
+            self.condition = CrossAttention(config.dim, encoder_dim, config.heads, starts_at_zero=starts_at_zero)
         self.blocks = nn.ModuleList(
-            CrossBlock(config.dim, encoder_dim, config.heads)
+            CrossBlock(config.dim, encoder_dim, config.heads, starts_at_zero=starts_at_zero)
             if self.in_blocks
             else self_block(config.dim, config.heads)
             for _ in range(config.depth)
         )
         self.norm = LayerNorm(config.dim)
         self.predict = nn.Linear(config.dim, patch_values)
-        self.apply(init_linear)
+        init_linears(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, features: Features, visible: Tensor, attentive: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ class EmbeddingDecoder(nn.Module):
         self.blocks = nn.ModuleList(CrossBlock(config.dim, encoder_dim, config.heads) for _ in range(config.depth))
         self.norm = LayerNorm(config.dim)
         self.predict = nn.Linear(config.dim, encoder_dim)
-        self.apply(init_linear)
+        init_linears(self)
 
     def forward(self, context: Tensor, hints: Tensor | None = None) -> Tensor:
         """Context [B, V, D], the visible tokens of one modality -> features [B, N, D] of the other.

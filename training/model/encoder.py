@@ -11,7 +11,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
-from training.model.blocks import LayerNorm, init_linear, run_blocks, self_block, take
+from training.model.blocks import LayerNorm, init_linears, run_blocks, self_block, take
 from training.model.config import EncoderConfig
 from training.model.patches import PATCH, sincos_positions
 
@@ -43,7 +43,7 @@ class Encoder(nn.Module):
         self.register_buffer("pos_embed", positions.unsqueeze(0))
         self.blocks = nn.ModuleList(self_block(config.dim, config.heads) for _ in range(config.depth))
         self.norm = LayerNorm(config.dim)
-        self.apply(init_linear)
+        init_linears(self)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))  # as a linear layer; MAE leaves the bias
         nn.init.normal_(self.cls_token, std=0.02)
 
