@@ -55,7 +55,9 @@ def test_forward_and_backward_compile_as_one_graph(kind: str) -> None:
 class Waits(TorchDispatchMode):
     """Collects the calls for which the host would wait for a device: values read, and shapes that depend on values."""
 
-    NAMES = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal"})
+    NAMES = frozenset(
+        {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "_linalg_eigh"}
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,8 +79,10 @@ def test_a_step_never_waits_for_the_device(kind: str) -> None:
     with Waits() as waits:
         model(*batch()).loss.backward()
         model.update_teacher()
-        diagnose(model, *batch())
     assert waits.found == []
+    with Waits() as waits:
+        diagnose(model, *batch())
+    assert set(waits.found) <= {"_linalg_eigh"}  # of the effective rank: torch's own solver waits
 
 
 @pytest.mark.parametrize("call", [lambda x: x[x > 0], lambda x: x.sum().item(), lambda x: bool(x.any())])

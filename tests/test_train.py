@@ -12,11 +12,16 @@ import torch
 from safetensors.torch import load_file
 
 from tests.datasets import make_dataset
-from tests.runs import SMALL, environment, train, train_command
+from tests.runs import SMALL, command_line, environment, run_to_end, train, train_command
+from tests.test_model_step import Waits
+from tools.make_world import main as make_world
 from training.checkpoint import checkpoints
+from training.config import parse_arguments
 from training.evaluate import main as evaluate
+from training.loop import Window
+from training.processes import StopRequest, start_processes
 from training.run_folder import read_step_log
-from training.train import main
+from training.train import Pretraining, main, make_loop
 
 COMMON = ["--steps=8", "--batch-size=4", "--save-every=2", "--log-every=1", "--trace-keys", "--optimizer.lr=1e-3"]
 
@@ -207,6 +212,47 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(dataset, 
     expected = dict(keys(run))[step]
     assert result.stderr.strip().endswith(" ".join(expected))
     assert all(torch.isfinite(t).all() for t in weights(run).values()) if checkpoints(run) else True
+
+
+def test_every_loss_that_can_falls_on_a_made_world(tmp_path):
+    """The contrastive loss takes hundreds of steps (docs/ablation.md); the others begin at once."""
+    make_world([str(tmp_path / "world"), "--direct", "--seed=0", "--classes=25", "--level=easy", "--splits=train:32"])
+    told = ["--preset=world-tiny", f"--data={tmp_path / 'world' / 'train'}", f"--out={tmp_path / 'run'}"]
+    run_to_end(command_line("train.py", *told, "--steps=14", "--batch-size=8", "--log-every=1", "--optimizer.lr=1e-3"))
+    lines = read_step_log(tmp_path / "run" / "metrics.jsonl")
+    for part in ("cdt_audio", "cdt_visual", "emb_audio", "emb_visual"):
+        first, last = (sum(line[part] for line in some) / 3 for some in (lines[:3], lines[-3:]))
+        assert last < 0.95 * first, part
+
+
+@pytest.mark.parametrize("told", [[], ["--optimizer.clip-grad=1.0"], ["--device-batch-size=1", "--contrast-cache"]])
+def test_a_step_of_the_loop_never_waits_for_the_device(told, dataset, tmp_path):
+    config = parse_arguments([*SMALL, f"--data={dataset}", f"--out={tmp_path / 'run'}", *COMMON, "--workers=0", *told])
+    loop = make_loop(config, start_processes(config))
+    batches, window = loop._batches(StopRequest()), Window(first_step=0)
+    with Waits() as waits:
+        loop._one_step(batches, window)
+    assert waits.found == []
+
+
+@pytest.mark.parametrize("told", [[], ["--optimizer.clip-grad=1.0"]])
+def test_a_gradient_that_is_not_finite_is_never_saved(told, dataset, tmp_path, monkeypatch, capsys):
+    """The loss may be finite all the same: one overflow in a backward pass would spoil every weight."""
+    real = Pretraining.losses
+
+    def losses(self, *arguments):
+        if len(checkpoints(tmp_path / "run")) == 2:  # in the third step
+            self.weights.image_encoder.cls_token.register_hook(lambda gradient: gradient * torch.inf)
+        return real(self, *arguments)
+
+    monkeypatch.setattr("training.train.Pretraining.losses", losses)
+    with pytest.raises(SystemExit) as ended:
+        main([*SMALL, f"--data={dataset}", f"--out={tmp_path / 'run'}", *COMMON, "--save-every=1", *told])
+    said = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert "train.py: stopped: the gradient of step 3 is not finite (loss " in said and "its samples: clip" in said
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000001", "step-00000002"]
+    assert all(torch.isfinite(t).all() for t in weights(tmp_path / "run").values())
 
 
 def test_too_little_memory_is_told_in_two_lines(dataset, tmp_path, monkeypatch, capsys):

@@ -5,17 +5,21 @@ step-00000500/
   config.json         the resolved configuration of the run
   optimizer.pt        AdamW's state and, with fp16, the loss scale
   state.json          TrainState: the step and the place in the order, readable
+step-00000500.tmp        being written, or being removed
+step-00000500.abandoned  later than where its run went on from: nothing takes it unless it is named
 """
 
 import json
 import os
 import re
 import shutil
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -28,7 +32,10 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 OPTIMIZER_FILE = "optimizer.pt"
 STATE_FILE = "state.json"
+TO_USE = (WEIGHTS_FILE, CONFIG_FILE, STATE_FILE)
+TO_RESUME = (*TO_USE, OPTIMIZER_FILE)
 UNKNOWN_OFFSET = -1
+_ABANDONED_SUFFIX = ".abandoned"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -62,9 +69,46 @@ def checkpoint_folder(run: Path, step: int) -> Path:
 
 def checkpoints(run: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
+    return [path for path in _folders(run) if not _lacking(path, TO_RESUME)]
+
+
+def newest_checkpoint(run: Path, needed: tuple[str, ...]) -> Path | None:
+    """The newest checkpoint of a run that has the files `needed`, None where there is no checkpoint at all.
+
+    A newer one that lacks a file is passed over with a line of warning.
+
+    Raises:
+        UserError: there are some, and each lacks a file.
+    """
+    damaged: list[str] = []
+    for path in reversed(_folders(run)):
+        if not (lacking := _lacking(path, needed)):
+            if not dist.is_initialized() or dist.get_rank() == 0:  # once for all processes
+                for line in damaged:
+                    print(f"warning: {line}: passed over", file=sys.stderr, flush=True)
+            return path
+        damaged.append(f"{path} lacks {', '.join(lacking)}")
+    if damaged:
+        raise UserError(
+            f"{run} has no whole checkpoint ({damaged[0]}):"
+            " take another run, or move its folder checkpoints away to begin again"
+        )
+    return None
+
+
+def _folders(run: Path) -> list[Path]:
+    """What carries the name of a checkpoint, oldest first."""
     folder = run / "checkpoints"
     found = [p for p in folder.iterdir() if _NAME.fullmatch(p.name)] if folder.is_dir() else []
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+    return sorted(found, key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _lacking(checkpoint: Path, needed: tuple[str, ...]) -> list[str]:
+    return [name for name in needed if not (checkpoint / name).is_file()]
 
 
 def save_checkpoint(
@@ -79,28 +123,60 @@ def save_checkpoint(
 ) -> Path:
     """Writes a checkpoint under a temporary name, syncs and renames it, then removes all but the newest `keep`.
 
-    `resumed`, the checkpoint that the run began from, is kept in any case.
+    `resumed`, the checkpoint that the run began from, is kept in any case. There must be none of this step yet
+    (`set_later_aside` sees to that).
 
     Raises:
         OSError: it could not be written; nothing of it is left, and the older ones are as they were.
     """
     final = checkpoint_folder(run, state.step)
-    temporary = final.with_name(final.name + TEMPORARY_SUFFIX)
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left in final.parent.glob(f"step-*{TEMPORARY_SUFFIX}"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = _temporary(final)
     try:
         temporary.mkdir(parents=True)
         _write(temporary, state, model=model, optimizer=optimizer, config=config)
+        temporary.rename(final)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    if final.exists():  # this step was saved before and is reached again after a resume from an older one
-        shutil.rmtree(final)
-    temporary.rename(final)
     sync_folder(final.parent)
     for old in checkpoints(run)[:-keep]:
         if resumed is None or old.resolve() != resumed.resolve():
-            shutil.rmtree(old)
+            _remove(old)
     return final
+
+
+def set_later_aside(run: Path, step: int) -> list[Path]:
+    """Renames the checkpoints of a run that are later than `step`, from which it goes on; what they were called.
+
+    They are of a future that will not come: they must not be resumed, nor push new ones out. Nothing is deleted.
+    """
+    later = [path for path in _folders(run) if _step(path) > step]
+    for path in later:
+        path.rename(_name_aside(path))
+    return later
+
+
+def _name_aside(path: Path) -> Path:
+    """A free name; it does not end in a digit, as those of checkpoints do."""
+    aside, number = path.with_name(path.name + _ABANDONED_SUFFIX), 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.{number}{_ABANDONED_SUFFIX}")
+    return aside
+
+
+def _remove(checkpoint: Path) -> None:
+    """Takes the name first: what carries it is whole, also when the process is killed on the way."""
+    temporary = _temporary(checkpoint)
+    checkpoint.rename(temporary)
+    sync_folder(temporary.parent)
+    shutil.rmtree(temporary)
+
+
+def _temporary(checkpoint: Path) -> Path:
+    return checkpoint.with_name(checkpoint.name + TEMPORARY_SUFFIX)
 
 
 def _write(
@@ -108,9 +184,9 @@ def _write(
 ) -> None:
     try:
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS_FILE)
-        torch.save(optimizer, folder / OPTIMIZER_FILE)
-    except (SafetensorError, RuntimeError) as error:  # what the two make of a full disk
+    except SafetensorError as error:  # a full disk
         raise OSError(str(error).splitlines()[0]) from error
+    _write_optimizer(optimizer, folder / OPTIMIZER_FILE)
     write_json(folder / CONFIG_FILE, config)
     write_json(folder / STATE_FILE, asdict(state))
     for path in folder.iterdir():
@@ -119,20 +195,30 @@ def _write(
     sync_folder(folder)
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that `path` means: itself, or the newest of the run folder `path`.
+def _write_optimizer(optimizer: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:  # a path would be torch's to open: no error of its own tells a full disk from others
+        try:
+            torch.save(optimizer, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch's "unexpected pos", for which `file` had the reason
+                raise error.__context__ from error
+            raise
+
+
+def find_checkpoint(path: Path, needed: tuple[str, ...] = TO_USE) -> Path:
+    """The checkpoint that `path` means: itself, or of the run folder `path` the newest that has the files `needed`.
 
     Raises:
         UserError: there is none.
     """
     if (path / STATE_FILE).is_file():
         return path
-    found = checkpoints(path)
-    if not found:
+    found = newest_checkpoint(path, needed)
+    if found is None:
         raise UserError(
             f"{path} is no checkpoint and no run folder with checkpoints: give RUN or RUN/checkpoints/step-N"
         )
-    return found[-1]
+    return found
 
 
 def read_state(checkpoint: Path) -> TrainState:

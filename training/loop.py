@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 from training.checkpoint import (
@@ -24,12 +25,13 @@ from training.checkpoint import (
     load_weights,
     read_state,
     save_checkpoint,
+    set_later_aside,
     write_json,
 )
 from training.config import RunConfig
 from training.flops import peak_flops
 from training.optimizer import gradient_norms, learning_rate
-from training.processes import StopRequest
+from training.processes import StopRequest, compiled, start_trackers
 from training.resume import check_same_run, checkpoint_to_resume
 from training.run_folder import METRICS_FILE, StepLog, keys_file, lock_run
 from training.stream.ahead import check_cache
@@ -40,7 +42,7 @@ from training.stream.waiting import StopWaiting
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss is NaN or infinite; the message names the step and the samples."""
+    """The loss or its gradient is NaN or infinite; the message names the step and the samples."""
 
 
 class NotSavedError(RuntimeError):
@@ -134,7 +136,7 @@ class Loop:
                 self._say(line)
         check_cache(self.index, self.stream, self.place, config.batch_size)
         self.steps = self._steps_in_all()
-        model = torch.compile(task.weights) if config.compile else task.weights
+        model = compiled(task.weights) if config.compile else task.weights
         self.model, self.optimizer = accelerator.prepare(model, task.make_optimizer())
         if self.resumed is not None:
             saved = load_optimizer(self.resumed)
@@ -150,7 +152,7 @@ class Loop:
         """Trains to the last step. False when a signal stopped it before (after saving).
 
         Raises:
-            NonFiniteLossError: the loss is NaN or infinite.
+            NonFiniteLossError: the loss or its gradient is NaN or infinite.
             NotSavedError: the last checkpoint could not be written.
         """
         stop = StopRequest()
@@ -207,13 +209,13 @@ class Loop:
             parts = torch.stack([loss.detach().float(), *(part.detach().float() for part in named.values())])
             total = parts if total is None else total + parts
         assert total is not None
-        limit = self.config.optimizer.clip_grad
-        norm = self.accelerator.clip_grad_norm_(
-            self.task.weights.parameters(), float("inf") if limit is None else limit
-        )
+        self.accelerator.unscale_gradients()
+        norm = get_total_norm(p.grad for p in self.task.weights.parameters() if p.grad is not None)
         if self.config.diagnose_every and (self.step + 1) % self.config.diagnose_every == 0:
             with self.accelerator.autocast():
                 window.diagnosis = self.task.diagnose(inputs) | gradient_norms(self.task.weights)
+        if self.config.optimizer.clip_grad is not None:
+            clip_grads_with_norm_(self.task.weights.parameters(), self.config.optimizer.clip_grad, norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.task.after_step()
@@ -279,18 +281,21 @@ class Loop:
     def _open_run_folder(self) -> None:
         out, rank = self.config.out, self.accelerator.process_index
         out.mkdir(parents=True, exist_ok=True)
+        if self.is_main and (later := set_later_aside(out, self.step)):
+            names = ", ".join(path.name for path in later)
+            self._say(f"set aside, later than where this run goes on from: {names} of {out} (now .abandoned)")
         self.keys_log = StepLog(out / keys_file(rank), self.step) if self.config.trace_keys else None
         self.metrics_log = StepLog(out / METRICS_FILE, self.step) if self.is_main else None
-        if self.config.report_to:
-            told = {name: str(value) for name, value in self.config.to_dict().items()}
-            self.accelerator.init_trackers("tracker", config=told)
+        start_trackers(self.accelerator, self.config, self.step)
         if not self.is_main:
             return
         write_json(out / CONFIG_FILE, self.config.to_dict())
         begin = f"resuming {self.resumed}" if self.resumed is not None else "starting"
+        precision = {"no": "float32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision)
         self._say(
             f"{begin} at step {self.step} of {self.steps}: {len(self.index)} samples,"
-            f" {self.world} process{'es' if self.world > 1 else ''} on {self.accelerator.device.type},"
+            f" {self.world} process{'es' if self.world > 1 else ''} on {self.accelerator.device.type}"
+            f" in {precision}{', compiled' if self.config.compile else ''},"
             f" batch {self.config.batch_size} = {self.world} x {self.micro_steps}"
             f" x {self.config.batch_size // self.world // self.micro_steps}"
         )
@@ -298,9 +303,11 @@ class Loop:
             self._say(note)
 
     def _log(self, window: Window) -> dict[str, Any]:
-        """Waits for the window's steps, checks their losses, and writes a line of metrics (the means over them)."""
+        """Waits for the window's steps, checks them, and writes a line of metrics (the means over them)."""
         parts = self.accelerator.reduce(torch.stack(window.parts), reduction="mean").cpu()  # [steps, 1 + parts + 1]
-        finite = parts[:, :-1].isfinite().all(dim=1)
+        if self.accelerator.scaler is not None:  # it has left out the steps whose gradients overflowed
+            parts[:, -1].nan_to_num_(0.0, 0.0, 0.0)
+        finite = parts.isfinite().all(dim=1)
         if not finite.all():
             bad = int((~finite).nonzero()[0])
             raise NonFiniteLossError(self._describe_step(window.first_step + bad, parts[bad]))
@@ -322,8 +329,7 @@ class Loop:
             "seconds": seconds,
             **self._diagnosis(window),
         }
-        if self.config.report_to:
-            self.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=self.step)
+        self.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=self.step)
         if self.metrics_log is not None:
             self.metrics_log.write(line)
             if not sys.stderr.isatty():
@@ -349,14 +355,15 @@ class Loop:
         return dict(zip(window.diagnosis, values.tolist(), strict=True))
 
     def _describe_step(self, step: int, parts: Tensor) -> str:
-        """Step (0-based), loss parts and sample keys, for the message on a non-finite loss."""
+        """Step (0-based), loss parts, norm of the gradient and sample keys, for the message on a non-finite one."""
         n, batch = len(self.index), self.config.batch_size
         back = self.place.samples_done(n) - (self.step - step) * batch
         numbers, _ = self.stream.take(Place().advance(back, n), batch)
-        names = ["loss", *self.part_names]
-        values = ", ".join(f"{name} {value:g}" for name, value in zip(names, parts.tolist(), strict=False))
+        names = ["loss", *self.part_names, "grad_norm"]
+        values = ", ".join(f"{name} {value:g}" for name, value in zip(names, parts.tolist(), strict=True))
         keys = " ".join(self.index.key(number) for number in numbers.tolist())
-        return f"the loss of step {step + 1} is not finite ({values}); its samples: {keys}"
+        what = "gradient" if parts[:-1].isfinite().all() else "loss"
+        return f"the {what} of step {step + 1} is not finite ({values}); its samples: {keys}"
 
     def _save(self, *, is_last: bool) -> None:
         """Writes a checkpoint. Where that fails (a full disk), the run goes on to the next one, if there is one."""

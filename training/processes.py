@@ -1,19 +1,31 @@
-"""The processes of a run: how many there are, and how they agree to stop."""
+"""The processes of a run: how many there are, how they agree to stop, and the trackers that the first one tells."""
 
-import importlib.util
+import importlib
+import json
 import os
+import secrets
 import signal
+from importlib.util import find_spec
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
+import torch._dynamo
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.tracking import TensorBoardTracker, WandBTracker
 from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
 
+from shards_spec.atomic import new_file
 from shards_spec.errors import UserError
 from training.config import RunConfig
+
+_TENSORBOARD_FOLDER = "tracker"
+_WANDB_PROJECT = "crossmae"
+_WANDB_ID_FILE = "wandb-id.txt"
 
 
 def start_processes(config: RunConfig) -> Accelerator:
@@ -23,12 +35,10 @@ def start_processes(config: RunConfig) -> Accelerator:
         UserError: the launcher was asked for another number of processes than there are; a tracker is not installed.
     """
     for tracker in config.report_to:
-        if importlib.util.find_spec(tracker) is None:
+        if find_spec(tracker) is None:
             raise UserError(f"--report-to {tracker}: it is not installed: pip install 'crossmae[trackers]'")
     return join_processes(
         mixed_precision=config.mixed_precision,
-        log_with=list(config.report_to) or None,
-        project_dir=config.out,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
 
@@ -51,6 +61,17 @@ def join_processes(**options: Any) -> Accelerator:
     return accelerator
 
 
+def compiled(model: nn.Module, backend: str = "inductor") -> nn.Module:
+    """torch.compile of the whole model, for DistributedDataParallel to wrap.
+
+    DDP would have the graph split where its buckets end, to send gradients while others are computed. torch 2.11 loses
+    gradients there: a piece that ends within the targets' no_grad gives none to what else is in it. So they are sent
+    after the backward pass.
+    """
+    torch._dynamo.config.optimize_ddp = False
+    return cast(nn.Module, torch.compile(model, backend=backend))
+
+
 def _processes_asked_for() -> int | None:
     """--num_processes of the `accelerate launch` above us, None where it does not say.
 
@@ -70,6 +91,56 @@ def _processes_asked_for() -> int | None:
         if word.endswith(".py"):  # from here on the words are the script's
             return None
     return None
+
+
+def start_trackers(accelerator: Accelerator, config: RunConfig, step: int) -> None:
+    """Starts what --report-to names, in the process of rank 0; `accelerator.log` tells them from then on.
+
+    TensorBoard writes into RUN/tracker; what it was told of steps after `step`, which a resumed run takes again, is
+    hidden. wandb gets a run of the run folder's name, which a resumed run continues; of a step that is taken again it
+    keeps what it was told first.
+
+    Raises:
+        UserError: wandb cannot begin, as where nobody is logged in.
+    """
+    if not accelerator.is_main_process:
+        return
+    for name in config.report_to:
+        tracker = _start_tensorboard(config.out, step) if name == "tensorboard" else _start_wandb(config.out)
+        accelerator.trackers.append(tracker)
+        tracker.store_init_configuration(_flat(config.to_dict()))
+
+
+def _start_tensorboard(run: Path, step: int) -> TensorBoardTracker:
+    tracker = TensorBoardTracker(_TENSORBOARD_FOLDER, run, purge_step=step + 1)
+    tracker.start()
+    return tracker
+
+
+def _start_wandb(run: Path) -> WandBTracker:
+    # The id goes with the folder: wandb takes two starts with one id for the same run.
+    new_file(run / _WANDB_ID_FILE, secrets.token_hex(8).encode())
+    wandb_id = (run / _WANDB_ID_FILE).read_text()
+    tracker = WandBTracker(_WANDB_PROJECT, name=run.resolve().name, id=wandb_id, resume="allow", dir=str(run))
+    try:
+        tracker.start()
+    except importlib.import_module("wandb").Error as error:
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"--report-to wandb: {said} (with WANDB_MODE=offline it needs neither login nor network)"
+        ) from error
+    return tracker
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted keys, lists as JSON: trackers take numbers, strings, truth values and None."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = json.dumps(value) if isinstance(value, (list, tuple)) else value
+    return flat
 
 
 class StopRequest:

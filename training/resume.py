@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shards_spec.errors import UserError
-from training.checkpoint import CONFIG_FILE, checkpoints, find_checkpoint, read_json, read_state
+from training.checkpoint import CONFIG_FILE, TO_RESUME, find_checkpoint, newest_checkpoint, read_json, read_state
 from training.config import RunConfig
 from training.model.config import config_from_dict, config_to_dict
 
@@ -15,14 +15,14 @@ def checkpoint_to_resume(config: RunConfig) -> Path | None:
     """What --resume means, None where the run begins.
 
     Raises:
-        UserError: the checkpoint that was asked for is not there; --resume never, and there are some.
+        UserError: the checkpoint that was asked for is not there; --resume never, and there are some; none is whole.
     """
     if isinstance(config.resume, Path):
-        return find_checkpoint(config.resume)
-    found = checkpoints(config.out)
-    if found and config.resume == "never":
-        raise UserError(f"{config.out} holds checkpoints up to {found[-1].name}: use --resume auto or another --out")
-    return found[-1] if found else None
+        return find_checkpoint(config.resume, TO_RESUME)
+    newest = newest_checkpoint(config.out, TO_RESUME)
+    if newest is not None and config.resume == "never":
+        raise UserError(f"{config.out} holds checkpoints up to {newest.name}: use --resume auto or another --out")
+    return newest
 
 
 def check_same_run(checkpoint: Path, config: RunConfig, fingerprint: str, identity: tuple[str, ...]) -> None:

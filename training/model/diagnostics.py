@@ -66,7 +66,7 @@ def global_features(model: CrossMAE, seen: Seen) -> dict[str, Tensor]:
 
 
 def pixels(model: CrossMAE, seen: Seen) -> dict[str, Tensor]:
-    """The pixel losses, the same with another clip's Attentive Tokens, and what the mean patch would get."""
+    """The pixel losses, the same with another clip's Attentive Tokens, and what each position's mean would get."""
     assert model.image_decoder is not None and model.audio_decoder is not None
     found = {}
     for side, decoder, view, other, patches in (
@@ -76,10 +76,12 @@ def pixels(model: CrossMAE, seen: Seen) -> dict[str, Tensor]:
         visible = view.mask.visible
         matched = decoder(view.features, visible, other.attentive)
         found[f"cdt_{side}_matched"] = model.pixel_loss(matched, patches, view.mask)
-        if model.config.pixel.target == "cross" and other.places.shape[1] and len(patches) > 1:
+        if len(patches) == 1:
+            continue
+        if model.config.pixel.target == "cross" and other.places.shape[1]:
             shuffled = decoder(view.features, visible, other.attentive.roll(1, dims=0))
             found[f"cdt_{side}_shuffled"] = model.pixel_loss(shuffled, patches, view.mask)
-        mean = pixel_target(patches, norm_pix=model.config.pixel.norm_pix).mean(dim=(0, 1), keepdim=True)
+        mean = pixel_target(patches, norm_pix=model.config.pixel.norm_pix).mean(dim=0, keepdim=True)
         found[f"cdt_{side}_mean"] = model.pixel_loss(mean.expand_as(patches), patches, view.mask)
     return found
 
