@@ -1,8 +1,11 @@
 """tools/bench_train.py runs, adds up, and counts the FLOPs that torch counts on a real step."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count as count_from
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.datasets import make_dataset
 from tests.models import SMALLEST, batch, build, switched
 from tools import bench_train
-from tools.benchmarks.train_step import FORWARD_PARTS, Trainer, product_rate, random_batches
+from tools.benchmarks import train_step
+from tools.benchmarks.train_step import FORWARD_PARTS, Stored, Trainer, product_rate, random_batches
 from tools.count_model import count
 from training.flops import flops_per_sample, known_peak, peak_flops
 from training.model import VARIANTS, with_variant
+from training.stream.ring import Ring
 
 CPU = torch.device("cpu")
 
@@ -78,13 +83,45 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in said.splitlines() if "eager |" in line]
     assert [row[0] for row in rows] == ["random tensors, eager", "shards, eager"]
     for row in rows:
-        rate, step, gflops, memory = float(row[1]), float(row[2]), float(row[4]), float(row[6])
+        rate, step, gflops, memory = (float(row[column]) for column in (2, 3, 5, 7))
         assert rate == pytest.approx(2 / step, rel=0.1) and gflops == pytest.approx(rate * 5.06, rel=0.1)
         assert memory > 0.1
-    assert rows[0][3] == "" and rows[1][3].endswith("%")
+    assert [row[1] for row in rows] == ["2", "2"]
+    assert rows[0][4] == "" and rows[1][4].endswith("%")
     shares = [float(share) for share in re.findall(r"\| [\d.]+ \| ([\d.]+)% \|$", said, flags=re.MULTILINE)]
     assert sum(shares) == pytest.approx(100, abs=0.6)
     assert all(f"| {part} |" in said for part in [*FORWARD_PARTS, "backward", "optimizer"])
+
+
+def test_a_stall_every_few_steps_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes 1 s, and each fifth batch lets it wait for 10 s more: the median step would not know."""
+    now = 0.0
+
+    def batches() -> Iterator[Stored]:
+        nonlocal now
+        batch = next(random_batches(2, CPU))
+        for number in count_from(1):
+            now += 10 if number % 5 == 0 else 0
+            yield batch
+
+    def step(stored: Stored) -> None:
+        nonlocal now
+        now += 1
+
+    trainer = Trainer(SMALLEST, device=CPU, dtype=torch.float32, is_compiled=False)
+    monkeypatch.setattr(trainer, "step", step)
+    monkeypatch.setattr(train_step, "time", SimpleNamespace(perf_counter=lambda: now))
+    timed = trainer.time(batches(), steps=20, warm=2)
+    assert timed.seconds == pytest.approx((20 + 4 * 10) / 20)
+    assert timed.wait == pytest.approx(40 / 60) and timed.steps == 20
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_steps_from_shards_outnumber_what_the_loader_has_ready(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.stream.ring.pin", lambda memory: None)
+    with Ring([], batch_size=1, workers=workers, page_locked=True) as ring:
+        assert bench_train.BenchConfig(workers=workers).shard_steps >= 5 * len(ring.slots)
+    assert bench_train.BenchConfig(workers=workers, steps=3).shard_steps == 3
 
 
 def test_a_variant_has_the_parts_it_has_and_the_model_is_left_as_it_was() -> None:

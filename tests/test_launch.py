@@ -19,9 +19,11 @@ from training.run_folder import read_step_log
 LAUNCH = ROOT / "docs" / "launch"
 
 # Runs its command once for each node, all on this machine. On USR1 it signals what SIGNALLED names: only the tasks, or,
-# as Slurm does, every process that descends from them, launchers and loader workers included.
+# as Slurm does, every process that descends from them, launchers and loader workers included. As since Slurm 22.05, a
+# task has one core where SRUN_CPUS_PER_TASK does not say more, whatever SLURM_CPUS_PER_TASK says.
 SRUN = """#!/bin/bash
 while [[ $1 == -* ]]; do shift; done
+echo "${SRUN_CPUS_PER_TASK:-1}" > "$STUBS/cores"
 below() { for child in $(pgrep -P $1); do echo $child; below $child; done; }
 for ((i = 0; i < SLURM_NNODES; i++)); do SLURM_NODEID=$i "$@" & pids+=($!); done
 hand_on() {
@@ -72,6 +74,18 @@ def test_accelerate_reads_the_configurations(name, kind, machines, processes):
     assert not config.use_cpu
 
 
+def test_documented_commands_for_gpus_train_in_bf16_and_compile():
+    """The configurations say bf16 (see above), and the Slurm script takes one of them."""
+    files = [ROOT / "docs" / "launch.md", *LAUNCH.iterdir()]
+    commands = [line for path in files for line in path.read_text().splitlines() if "--data " in line]
+    on_cpu = [line for line in commands if line.startswith("| the CPU |")]
+    assert len(on_cpu) == 1
+    for command in set(commands) - set(on_cpu):
+        assert "--compile" in command, command
+    alone = [line for line in commands if "python train.py" in line and line not in on_cpu]
+    assert len(alone) == 1 and "--mixed-precision bf16" in alone[0]
+
+
 @pytest.fixture
 def slurm(tmp_path):
     """Stand-ins for srun and scontrol on PATH, and what Slurm tells a job of two nodes with a GPU each."""
@@ -81,7 +95,8 @@ def slurm(tmp_path):
     stub(stubs / "scontrol", SCONTROL)
     path = f"{stubs}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2"}
-    return environment() | job | {"SLURM_GPUS_ON_NODE": "1", "SIGNALLED": "all", "STUBS": str(stubs), "PATH": path}
+    job |= {"SLURM_GPUS_ON_NODE": "1", "SLURM_CPUS_PER_TASK": "64"}
+    return environment() | job | {"SIGNALLED": "all", "STUBS": str(stubs), "PATH": path}
 
 
 def stub(path, text):
@@ -147,6 +162,7 @@ def test_the_signal_reaches_the_training_processes_of_each_node(tmp_path, slurm,
     job.send_signal(number)
     job.communicate(timeout=30)
     assert job.returncode == 1 and (tmp_path / "run" / "checkpoints" / "step-00000002").is_dir()
+    assert (Path(slurm["STUBS"]) / "cores").read_text() == "64\n"
     assert requeued(slurm) == ([slurm["SLURM_JOB_ID"]] if comes_back else [])
 
 

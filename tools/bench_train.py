@@ -9,6 +9,10 @@ Accelerate, logging and checkpoints. FLOPs are those of matrix products, convolu
 multiply-add, forward and backward, the targets' pass without gradient forward alone (training/flops.py). They are set
 against the GPU's peak (MFU); on a CPU and on GPUs whose peak is not known, against plain matrix products of the
 model's sizes, timed just before and after.
+
+The first table is made of means: each row's steps are one span, stalls of the loader included, and a step is the span
+by their number. The loader has some batches ready before the first step is timed, so a row from shards is to take many
+more steps than that, as it does by itself. The second table, by parts, is made of medians.
 """
 
 import gc
@@ -32,6 +36,8 @@ from training.stream.loader import load, rank_shares
 from training.stream.order import Place, SampleStream
 
 _WARM_STEPS = 2
+_STEPS = 10
+_TIMES_READY = 5  # steps timed from shards, for each slot of the loader's ring
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +61,8 @@ class BenchConfig:
     """Dataset folder: steps on its samples are timed too."""
     workers: int = 2
     """Loader processes, with --data."""
-    steps: int = 10
-    """Steps timed in each row."""
+    steps: int | None = None
+    """Steps timed in each row. Default: 10; from shards at least 5 for each batch that the loader may have ready."""
     device: Literal["cpu", "cuda"] | None = None
     """Default: cuda where there is one."""
 
@@ -67,6 +73,16 @@ class BenchConfig:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         if self.workers < 0:
             raise ValueError(f"--workers must be at least 0, got {self.workers}")
+
+    @property
+    def random_steps(self) -> int:
+        """Steps timed in a row on random tensors."""
+        return self.steps or _STEPS
+
+    @property
+    def shard_steps(self) -> int:
+        """Steps timed in a row from shards: what is ready before them must not make the rate."""
+        return self.steps or max(_STEPS, _TIMES_READY * (2 * self.workers + 4))  # no ring has more slots
 
 
 @dataclass(frozen=True)
@@ -101,7 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(facts(bench), flush=True)
         rows = [row for is_compiled in ways for row in _rows(config, bench, is_compiled)]
         print(f"\n{table(bench, rows)}", flush=True)
-        print(f"\n{split_table(bench, config.steps)}")
+        print(f"\n{split_table(bench, config.random_steps)}")
 
 
 def facts(bench: Bench) -> str:
@@ -117,22 +133,23 @@ def facts(bench: Bench) -> str:
 
 
 def table(bench: Bench, rows: list[Row]) -> str:
-    """The rows as Markdown."""
+    """The rows as Markdown, means over each row's span."""
     of = "MFU" if bench.peak else "of plain products"
     lines = [
-        f"| | samples/s | step (s) | waits for data | GFLOP/s | {of} | peak memory (GB) |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        f"| | steps | samples/s | step (s) | waits for data | GFLOP/s | {of} | peak memory (GB) |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         rate = bench.batch_size / row.timed.seconds
         done = rate * bench.flops
         wait = f"{row.timed.wait:.1%}" if row.name.startswith("shards") else ""
         lines.append(
-            f"| {row.name} | {rate:.1f} | {row.timed.seconds:.3f} | {wait} | {done / 1e9:.1f}"
+            f"| {row.name} | {row.timed.steps} | {rate:.1f} | {row.timed.seconds:.3f} | {wait} | {done / 1e9:.1f}"
             f" | {done / (bench.peak or row.products):.1%} | {row.timed.memory / 1e9:.2f} |"
         )
     products = statistics.median(row.products for row in rows)
-    lines += ["", f"Plain products of the model's sizes: {products / 1e9:.1f} GFLOP/s (median)."]
+    lines += ["", "Means over all steps of a row, stalls included."]
+    lines.append(f"Plain products of the model's sizes: {products / 1e9:.1f} GFLOP/s (median).")
     return "\n".join(lines)
 
 
@@ -143,7 +160,7 @@ def split_table(bench: Bench, steps: int) -> str:
     trainer.time(batches, 1, _WARM_STEPS)
     parts = trainer.split(batches, steps)
     whole = sum(parts.values())
-    lines = ["| part of an eager step | ms | share |", "|---|---:|---:|"]
+    lines = ["| part of an eager step | ms, median | share |", "|---|---:|---:|"]
     lines += [f"| {part} | {1000 * value:.1f} | {value / whole:.1%} |" for part, value in parts.items()]
     return "\n".join(lines)
 
@@ -174,9 +191,10 @@ def _rows(config: BenchConfig, bench: Bench, is_compiled: bool) -> Iterator[Row]
     """Steps on random tensors, and on shards if there are any."""
     trainer = Trainer(bench.model, device=bench.device, dtype=bench.dtype, is_compiled=is_compiled)
     way = "compiled" if is_compiled else "eager"
-    yield _row(bench, f"random tensors, {way}", trainer, random_batches(bench.batch_size, bench.device), config.steps)
+    random = random_batches(bench.batch_size, bench.device)
+    yield _row(bench, f"random tensors, {way}", trainer, random, config.random_steps)
     if config.data is not None:
-        yield _row(bench, f"shards, {way}", trainer, _from_shards(config.data, bench, config), config.steps)
+        yield _row(bench, f"shards, {way}", trainer, _from_shards(config.data, bench, config), config.shard_steps)
     del trainer
     gc.collect()  # a compiled model holds itself; its memory is not the next row's
 
@@ -192,7 +210,7 @@ def _from_shards(data: str, bench: Bench, config: BenchConfig) -> Iterator[Store
     """Batches through the loader of train.py."""
     index = open_index(data)
     stream = SampleStream(index.counts, seed=0)
-    shares = rank_shares(stream, Place(), steps=config.steps + _WARM_STEPS, batch_size=bench.batch_size)
+    shares = rank_shares(stream, Place(), steps=config.shard_steps + _WARM_STEPS, batch_size=bench.batch_size)
     is_gpu = bench.device.type == "cuda"
     for batch in load(index, shares, seed=0, batch_size=bench.batch_size, workers=config.workers, pin=is_gpu):
         yield batch.image, batch.fbank, batch.seeds

@@ -1,6 +1,7 @@
 """One training step as the loop takes it, timed: whole, by part, and beside plain matrix products of its sizes.
 
-Times are the device's own: CUDA events on a GPU, the host's clock on a CPU.
+Times are the device's own: CUDA events on a GPU, the host's clock on a CPU. Whole steps are timed as one span, so that
+a stall every few steps counts; parts as the median of their times, which leaves chance out.
 """
 
 import statistics
@@ -39,7 +40,8 @@ _PRODUCTS = 10  # times each plain matrix product is timed
 class Timed:
     """Some steps of one kind."""
 
-    seconds: float  # a step, median
+    seconds: float  # a step, mean over the whole span
+    steps: int
     wait: float  # share of the time in which the host waited for data
     memory: int  # bytes at most: of the GPU's allocator, or resident in this process
 
@@ -67,7 +69,7 @@ class Trainer:
         note("rest of forward")
         loss.backward()
         note("backward")
-        torch.nn.utils.clip_grad_norm_(self.weights.parameters(), float("inf"))
+        torch.nn.utils.get_total_norm(p.grad for p in self.weights.parameters() if p.grad is not None)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.weights.update_teacher()
@@ -78,15 +80,14 @@ class Trainer:
         for _ in range(warm):
             self.step(next(batches))
         reset_peak(self.device)
-        marks, waited, begin = [mark(self.device)], 0.0, time.perf_counter()
+        first, waited, begin = mark(self.device), 0.0, time.perf_counter()
         for _ in range(steps):
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
             self.step(batch)
-            marks.append(mark(self.device))
-        spans = [seconds(a, b) for a, b in pairwise(marks)]
-        return Timed(statistics.median(spans), waited / (time.perf_counter() - begin), peak(self.device))
+        span = seconds(first, mark(self.device))
+        return Timed(span / steps, steps, waited / (time.perf_counter() - begin), peak(self.device))
 
     def split(self, batches: Iterator[Stored], steps: int) -> dict[str, float]:
         """Seconds a step by part, medians; of the model as it is, not compiled."""
