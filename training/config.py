@@ -6,6 +6,7 @@ parse_arguments    --preset and --variant choose the defaults, every other flag 
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import tyro
 from shards_spec.command_line import parse
 from shards_spec.errors import UserError
 from training.model.config import PRESETS, CrossMAEConfig, Preset, config_to_dict, crossmae_base, with_variant
+from training.model.contrast import MIN_TEMPERATURE
 from training.stream.cache_folder import DEFAULT_SIZE, parse_size
 
 Variant = Literal["crossmae", "cl-av", "selfmae", "cl-selfmae", "cl-crosscdtmae", "cl-crossembmae"]
@@ -42,8 +44,20 @@ class OptimizerConfig:
     """Largest norm of the gradient, None for no limit."""
 
     def __post_init__(self) -> None:
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"--optimizer.lr must be a finite number above 0, got {self.lr}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"--optimizer.weight-decay must be a finite number, at least 0, got {self.weight_decay}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(
+                f"--optimizer.betas must be numbers from 0 to below 1, got {' '.join(map(str, self.betas))}"
+            )
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"--optimizer.warmup is a share of the steps, 0 to 1, got {self.warmup}")
+        if self.clip_grad is not None and not 0 < self.clip_grad < math.inf:
+            raise ValueError(
+                f"--optimizer.clip-grad must be a finite number above 0, or None for no limit, got {self.clip_grad}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +125,12 @@ class RunConfig:
         for name in ("workers", "diagnose_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 0, got {getattr(self, name)}")
-        if self.epochs <= 0:
-            raise ValueError(f"--epochs must be above 0, got {self.epochs}")
-        if self.fbank_std is not None and self.fbank_std <= 0:
-            raise ValueError(f"--fbank-std must be above 0, got {self.fbank_std}")
+        if not 0 < self.epochs < math.inf:
+            raise ValueError(f"--epochs must be a finite number above 0, got {self.epochs}")
+        if self.fbank_mean is not None and not math.isfinite(self.fbank_mean):
+            raise ValueError(f"--fbank-mean must be a finite number, got {self.fbank_mean}")
+        if self.fbank_std is not None and not 0 < self.fbank_std < math.inf:
+            raise ValueError(f"--fbank-std must be a finite number above 0, got {self.fbank_std}")
         parse_size(self.cache_size)
         if self.weights is not None and len(self.weight_list or ()) != len(self.data):
             raise ValueError(
@@ -193,6 +209,26 @@ class TrainConfig(RunConfig):
     """With --device-batch-size: the contrastive loss of the whole batch all the same (GradCache, Gao et al. 2021),
     for one more forward pass of both encoders. Without it the loss sees the pieces only."""
     model: CrossMAEConfig = field(default_factory=crossmae_base)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        contrast, embedding = self.model.contrast, self.model.embedding
+        # Refused here and not by the model's config, which reads what older runs wrote.
+        if self.contrast_cache and not contrast.enabled:
+            raise ValueError(
+                "--contrast-cache is given, but the model has no contrastive loss (model.contrast.enabled is False):"
+                " leave it out, or take a --variant that has one, as every one but selfmae"
+            )
+        if embedding.targets in ("ema", "teacher") and not embedding.enabled:
+            raise ValueError(
+                f"--model.embedding.targets is {embedding.targets}, but the model has no embedding loss"
+                " (model.embedding.enabled is False): leave it out, or take --variant crossmae or cl-crossembmae"
+            )
+        if contrast.learnable_temperature and contrast.temperature < MIN_TEMPERATURE:
+            raise ValueError(
+                f"--model.contrast.temperature is {contrast.temperature}, where a learned one starts: allowed are"
+                f" {MIN_TEMPERATURE}, below which it never falls, and more"
+            )
 
     @property
     def note_on_pieces(self) -> str | None:

@@ -3,6 +3,7 @@
 index ─> order ─> loader ─> normalise ─> task: model and loss ─> backward ─> optimizer ─> log, checkpoint
 """
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
+from shards_spec.errors import UserError
 from training.checkpoint import (
     CONFIG_FILE,
     UNKNOWN_OFFSET,
@@ -120,6 +122,10 @@ class Loop:
         self.micro_steps = config.micro_steps(self.world)
         mean = self.index.mean if config.fbank_mean is None else config.fbank_mean
         std = self.index.std if config.fbank_std is None else config.fbank_std
+        if not 0 < std < math.inf:
+            raise UserError(
+                f"the fbank values of the dataset have a deviation of {std}: look at it, or give --fbank-std"
+            )
         self.config = config = replace(config, fbank_mean=mean, fbank_std=std)  # checkpoints tell what they saw
         self.normalise = Normalise(mean, std).to(accelerator.device)
 

@@ -66,7 +66,7 @@ def make_loop(config: TrainConfig, accelerator: Accelerator) -> Loop:
     """The loop of a pre-training run, ready to go."""
     index = open_index(*config.data, cache_dir=config.cache_dir, cache_size=config.cache_size)
     stream = SampleStream(index.counts, seed=config.seed, window=config.shuffle_window, weights=config.weight_list)
-    return Loop(config, accelerator, index, stream, Pretraining(config))
+    return Loop(config, accelerator, index, stream, Pretraining(config, world=accelerator.num_processes))
 
 
 class Pretraining:
@@ -74,11 +74,11 @@ class Pretraining:
 
     identity: tuple[str, ...] = ("model",)
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, *, world: int = 1) -> None:
         self.config = config
         torch.manual_seed(config.seed)
         self.weights = CrossMAE(config.model)
-        self.needs_all_pieces = config.contrast_cache and config.model.contrast.enabled
+        self.needs_all_pieces = config.contrast_cache and config.micro_steps(world) > 1  # a single piece sees all
         self._cached: list[CachedContrast] = []
 
     def initialise(self) -> list[str]:
@@ -117,8 +117,10 @@ class Pretraining:
         return output.loss, output.parts
 
     def after_step(self) -> None:
-        """Moves the running mean of the encoders, where that gives the targets."""
+        """Moves the running mean of the encoders, where that gives the targets; holds a learned temperature."""
         self.weights.update_teacher()
+        if self.weights.contrast is not None:
+            self.weights.contrast.hold_temperature()
 
     def diagnose(self, inputs: Inputs) -> dict[str, Tensor]:
         """What docs/model.md lists."""

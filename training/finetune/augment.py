@@ -3,6 +3,7 @@
 mixup, then SpecAugment, then noise and a roll in time: the order of CAV-MAE's dataloader.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -35,10 +36,12 @@ class AugmentConfig:
         if not 0 <= self.mixup <= 1:
             raise ValueError(f"--augment.mixup is a share, 0 to 1, got {self.mixup}")
         for name in ("spec_frequency", "spec_time", "noise", "shift"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--augment.{name.replace('_', '-')} must be at least 0, got {getattr(self, name)}")
-        if self.mixup_alpha < 1:
-            raise ValueError(f"--augment.mixup-alpha must be at least 1, got {self.mixup_alpha}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"--augment.{name.replace('_', '-')} must be a finite number, at least 0, got {getattr(self, name)}"
+                )
+        if not 1 <= self.mixup_alpha < math.inf:
+            raise ValueError(f"--augment.mixup-alpha must be a finite number, at least 1, got {self.mixup_alpha}")
 
 
 @dataclass(frozen=True)

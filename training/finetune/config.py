@@ -1,6 +1,7 @@
 """What a fine-tuning run can be told. The command line of `train.py finetune` is generated from this."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -68,8 +69,10 @@ class FinetuneConfig(RunConfig):
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"--label-smoothing is a share, 0 to below 1, got {self.label_smoothing}")
         for name in ("layer_decay", "head_lr", "video_lr"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must be a finite number above 0, got {getattr(self, name)}"
+                )
         if self.average_from is not None and not 0 <= self.average_from < 1:
             raise ValueError(f"--average-from is a share of the steps, 0 to below 1, got {self.average_from}")
         if self.balanced and (self.shuffle == "block" or self.weights is not None):

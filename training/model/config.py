@@ -3,6 +3,7 @@
 Sections, equations and tables are those of CrossMAE (CVPR 2024); "A.3" and the like are its supplement's.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -99,11 +100,11 @@ class ContrastConfig:
 
     def __post_init__(self) -> None:
         _check_literals("contrast", self)
-        if self.temperature <= 0:
-            raise ValueError(f"contrast.temperature is {self.temperature}: allowed are numbers above 0")
-        if self.weight <= 0:
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"contrast.temperature is {self.temperature}: allowed are numbers above 0, and finite")
+        if not 0 < self.weight < math.inf:
             raise ValueError(
-                f"contrast.weight is {self.weight}: allowed are numbers above 0 (to leave it out: enabled)"
+                f"contrast.weight is {self.weight}: allowed are numbers above 0, and finite (to leave it out: enabled)"
             )
 
 

@@ -63,8 +63,18 @@ class Contrast(nn.Module):
         """Eq. 1 of global features [B, D], of audio and image."""
         temperature: float | Tensor = self.config.temperature
         if self.log_temperature is not None:
-            temperature = self.log_temperature.exp().clamp(min=MIN_TEMPERATURE)
+            temperature = self.log_temperature.exp()
         return info_nce(a, v, temperature, reduction=self.config.reduction, is_global=self.config.negatives == "global")
+
+    @torch.no_grad()
+    def hold_temperature(self) -> None:
+        """Lifts a learned temperature that fell below its floor back to it; to be called after each optimizer step.
+
+        The parameter is held, as in CLIP, and not the value that the loss takes: that would have no gradient at the
+        floor, and never leave it.
+        """
+        if self.log_temperature is not None:
+            self.log_temperature.clamp_(min=math.log(MIN_TEMPERATURE))
 
     def globals(self, features: Features, head: nn.Module | None) -> Tensor:
         """The global feature [B, D] of each sample."""
