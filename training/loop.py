@@ -123,9 +123,7 @@ class Loop:
         mean = self.index.mean if config.fbank_mean is None else config.fbank_mean
         std = self.index.std if config.fbank_std is None else config.fbank_std
         if not 0 < std < math.inf:
-            raise UserError(
-                f"the fbank values of the dataset have a deviation of {std}: look at it, or give --fbank-std"
-            )
+            raise UserError(f"the fbanks have a standard deviation of {std}: mend the dataset, or give --fbank-std")
         self.config = config = replace(config, fbank_mean=mean, fbank_std=std)  # checkpoints tell what they saw
         self.normalise = Normalise(mean, std).to(accelerator.device)
 
