@@ -3,6 +3,7 @@
     python -m tools.make_world WORLD --direct --seed 0 --splits init:8000,train:8000,test:500
     python -m tools.run_ablation --data WORLD --out ABLATION
 
+    ABLATION/ablation.json              what all runs share: the budget, the fingerprints of the datasets, own rows
     ABLATION/runs/init-seed0/           the SelfMAE run on other clips (WORLD/init) that the variants start from
     ABLATION/runs/crossmae-init-seed0/  a run folder of train.py, with world.json (what was measured) and train.log
     ABLATION/results.json, table.md, report.html    of the runs that are done so far
@@ -13,9 +14,9 @@ It resumes where it stopped: finished runs are left alone, a run that was stoppe
 import functools
 import json
 import os
+import re
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -31,9 +32,10 @@ from shards_spec.atomic import atomic_path
 from shards_spec.command_line import one_line_errors, parse
 from shards_spec.errors import UserError
 from tools.ablation.baselines import baselines
-from tools.ablation.measure import Metrics
+from tools.ablation.measure import VERSION, Metrics
 from tools.ablation.page import write_page
 from tools.ablation.plan import ROWS, TABLE_2, Budget, Run, Start, planned_runs
+from tools.ablation.processes import Job, stop
 from tools.ablation.table import order_lines, table_rows, text_table
 from training.checkpoint import checkpoint_folder
 from training.model.config import Preset
@@ -41,6 +43,7 @@ from training.stream.index import open_index
 
 _MEASURED = "world.json"
 _UNTRAINED = "world-untrained.json"
+_ROW = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,9 @@ class AblationConfig:
     """Folder to write."""
     variants: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Rows of the table, one a flag. Default: the six of Table 2 and the two of Table 6."""
+    row: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A row of your own, one a flag, as NAME=OPTIONS with options for train.py, for example
+    --row "feature=--variant crossmae --model.embedding.normalise feature" (docs/ablation.md)."""
     seeds: int = 3
     """Runs of each row."""
     starts: tuple[Start, ...] = ("init", "scratch")
@@ -83,11 +89,31 @@ class AblationConfig:
         unknown = [name for name in self.variants if name not in ROWS]
         if unknown:
             raise ValueError(f"--variants {unknown[0]}: allowed are {'; '.join(ROWS)}")
+        taken = {run.name for run in planned_runs(tuple(ROWS), ("scratch",), 1)}
+        clashing = [run.row for run in planned_runs(tuple(self.own_rows), ("scratch",), 1) if run.name in taken]
+        if clashing:
+            raise ValueError(f"--row {clashing[0]}: the table has such a row, give another name")
 
     @property
-    def rows(self) -> tuple[str, ...]:
-        """Names of the rows, in the order of the table."""
-        return tuple(name for name in ROWS if not self.variants or name in self.variants)
+    def own_rows(self) -> dict[str, tuple[str, ...]]:
+        """--row: what train.py is told, by name."""
+        found = {}
+        for given in self.row:
+            parts = _ROW.fullmatch(given)
+            if parts is None:
+                raise ValueError(f"--row {given}: expected NAME=OPTIONS, the name of letters, digits, '.', '_' and '-'")
+            if parts[1] in found:
+                raise ValueError(f"--row {parts[1]}: given twice, give each row a name of its own")
+            try:
+                found[parts[1]] = tuple(shlex.split(parts[2]))
+            except ValueError as error:
+                raise ValueError(f"--row {given}: the options cannot be split into words: {error}") from error
+        return found
+
+    @property
+    def rows(self) -> dict[str, tuple[str, ...]]:
+        """What train.py is told for each row, by name, in the order of the table."""
+        return {name: told for name, told in ROWS.items() if not self.variants or name in self.variants} | self.own_rows
 
 
 class Ablation:
@@ -103,13 +129,12 @@ class Ablation:
             launch=tuple(shlex.split(config.launch)),
             options=config.options,
         )
-        self.train, self.test, self.init = (config.data / name for name in ("train", "test", "init"))
-        for split in (self.train, self.test, *([self.init] if "init" in config.starts else [])):
-            open_index(str(split))  # complete, or a line that says what is wrong
-        self.planned = planned_runs(config.rows, config.starts, config.seeds)
+        splits = ("train", "test", *(["init"] if "init" in config.starts else []))
+        self.splits = {name: open_index(str(config.data / name)) for name in splits}  # complete, or what is wrong
+        self.planned = planned_runs(tuple(config.rows), config.starts, config.seeds)
         self._writing = Lock()
         self._lock = Lock()  # of the two below
-        self._children: set[subprocess.Popen[bytes]] = set()
+        self._jobs: set[Job] = set()
         self._stopping = False
 
     def folder(self, name: str) -> Path:
@@ -124,33 +149,58 @@ class Ablation:
         self.folder("").mkdir(parents=True, exist_ok=True)
         self._agree()
         if "init" in config.starts:
-            self._together([f"init-seed{seed}" for seed in range(config.seeds)], self._train_init, "init runs")
+            self._together(range(config.seeds), self._train_and_measure_init, "init runs")
         self._together(self.planned, self._train_and_measure, "runs")
-        untrained = [run for run in self.planned if run.row == self._widest]
-        self._together(untrained, self._measure_untrained, "untrained")
+        there = self._by_seed(_UNTRAINED)
+        untrained = {run.seed: run for run in self.planned if run.row == self._widest and run.seed not in there}
+        self._together(untrained.values(), self._measure_untrained, "untrained")
         print(self.write())
 
     @property
     def _widest(self) -> str:
-        """The row whose initial weights stand for the untrained model: the last one builds everything."""
-        return [name for name in self.config.rows if name in TABLE_2 or len(self.config.rows) == 1][-1]
+        """The row whose initial weights stand for the untrained model: the last one of Table 2 builds the most."""
+        rows = list(self.config.rows)
+        return ([name for name in rows if name in TABLE_2] or rows)[-1]
 
     def _agree(self) -> None:
-        """Refuses to go on with another budget; more seeds, rows and starts are welcome."""
+        """Refuses to go on with another budget or other data; more seeds, rows and starts are welcome."""
         path = self.config.out / "ablation.json"
-        free = {"out", "variants", "seeds", "starts", "jobs", "workers", "launch"}
+        free = {"out", "data", "variants", "row", "seeds", "starts", "jobs", "workers", "launch"}
         mine = {k: json.loads(json.dumps(v, default=str)) for k, v in asdict(self.config).items() if k not in free}
+        fingerprints = {name: index.fingerprint for name, index in self.splits.items()}
+        rows = {name: list(told) for name, told in self.config.own_rows.items()}
         if path.exists():
             theirs = json.loads(path.read_text())
             differing = [
                 f"--{k.replace('_', '-')} was {theirs.get(k)}, is {v}" for k, v in mine.items() if theirs.get(k) != v
             ]
+            differing += self._other_data(theirs, fingerprints)
+            before = theirs.get("rows", {})
+            differing += [
+                f"--row {name} was {shlex.join(before[name])}, is {shlex.join(told)}"
+                for name, told in rows.items()
+                if before.get(name, told) != told
+            ]
             if differing:
                 raise UserError(
                     f"{self.config.out} was begun with another budget: {'; '.join(differing)}: use another --out"
                 )
+            fingerprints, rows = theirs.get("fingerprints", {}) | fingerprints, before | rows
+        mine |= {"data": str(self.config.data), "fingerprints": fingerprints, "rows": rows}
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(mine, indent=2) + "\n")
+
+    def _other_data(self, theirs: dict[str, Any], fingerprints: dict[str, str]) -> list[str]:
+        """What differs in the data. An ablation.json that has no fingerprints yet is taken by its path."""
+        before = theirs.get("fingerprints")
+        if before is None:
+            is_same = Path(theirs["data"]).resolve() == self.config.data.resolve()
+            return [] if is_same else [f"--data was {theirs['data']}, is {self.config.data}"]
+        return [
+            f"{self.config.data / name} is another dataset (fingerprint {mine[:12]}, was {before[name][:12]})"
+            for name, mine in fingerprints.items()
+            if before.get(name, mine) != mine
+        ]
 
     def _together(self, items: Iterable[Any], work: Callable[[Any], None], what: str) -> None:
         """`jobs` at a time. After a failure, or Ctrl-C, those that run are stopped: they save and can go on."""
@@ -176,57 +226,58 @@ class Ablation:
             future.cancel()
         with self._lock:
             self._stopping = True
-            for child in self._children:
-                child.terminate()
+            jobs = set(self._jobs)
+        stop(jobs)
 
-    def _train_init(self, name: str) -> None:
-        steps = self.config.init_steps or self.config.steps
-        seed = 1000 + int(name.removeprefix("init-seed"))  # other weights and orders than any run of the table
-        self._train(name, data=self.init, steps=steps, seed=seed, options=["--variant=selfmae"])
+    def _train_and_measure_init(self, seed: int) -> None:
+        name, steps = _init_name(seed), self.config.init_steps or self.config.steps
+        # 1000: other weights and orders than any run of the table.
+        self._train(name, split="init", steps=steps, seed=1000 + seed, options=["--variant=selfmae"])
+        self._measure(name, _MEASURED)
 
     def _train_and_measure(self, run: Run) -> None:
-        options = list(ROWS[run.row])
+        options = list(self.config.rows[run.row])
         if run.start == "init":
-            options.append(f"--init={self.folder(f'init-seed{run.seed}')}")
-        self._train(run.name, data=self.train, steps=self.config.steps, seed=run.seed, options=options)
-        self._measure(run, self.folder(run.name) / _MEASURED)
+            options.append(f"--init={self.folder(_init_name(run.seed))}")
+        self._train(run.name, split="train", steps=self.config.steps, seed=run.seed, options=options)
+        self._measure(run.name, _MEASURED)
 
     def _measure_untrained(self, run: Run) -> None:
-        if run.start == "scratch" or "scratch" not in self.config.starts:
-            self._measure(run, self.folder(run.name) / _UNTRAINED, "--untrained")
+        self._measure(run.name, _UNTRAINED, "--untrained")
 
-    def _train(self, name: str, *, data: Path, steps: int, seed: int, options: list[str]) -> None:
-        folder = self.folder(name)
+    def _train(self, name: str, *, split: str, steps: int, seed: int, options: list[str]) -> None:
+        folder, data = self.folder(name), self.config.data / split
         if not checkpoint_folder(folder, steps).is_dir():
             folder.mkdir(parents=True, exist_ok=True)
             self._call(self.budget.command(data=data, out=folder, steps=steps, seed=seed, options=options), folder)
 
-    def _measure(self, run: Run, out: Path, *options: str) -> None:
-        folder = self.folder(run.name)
-        if not out.exists():
-            command = [sys.executable, "-m", "tools.ablation.measure", f"--checkpoint={folder}", f"--out={out}"]
-            self._call([*command, f"--train={self.train}", f"--test={self.test}", *options], folder)
+    def _measure(self, name: str, out: str, *options: str) -> None:
+        folder, data = self.folder(name), self.config.data
+        if self._read(name, out) is None:
+            command = [sys.executable, "-m", "tools.ablation.measure", f"--checkpoint={folder}", *options]
+            command += [f"--out={folder / out}", f"--train={data / 'train'}", f"--test={data / 'test'}"]
+            self._call(command, folder)
             self.write()
 
     def _call(self, command: list[str], folder: Path) -> None:
         """Runs a command to its end, its output into the run's log.
 
         Raises:
-            UserError: it failed; names the log and its last line.
+            UserError: it failed, and names the log and its last line; or there is no such program.
         """
         log = folder / "train.log"
         threads = str(max(1, (os.cpu_count() or 1) // self.config.jobs))
-        with log.open("ab") as output:
-            with self._lock:
-                if self._stopping:
-                    return
-                child = subprocess.Popen(
-                    command, stdout=output, stderr=output, env={"OMP_NUM_THREADS": threads} | os.environ
-                )
-                self._children.add(child)
-            status = child.wait()
-            with self._lock:
-                self._children.remove(child)
+        with self._lock:
+            if self._stopping:
+                return
+            try:
+                job = Job(command, log=log, environment={"OMP_NUM_THREADS": threads} | os.environ)
+            except OSError as error:
+                raise UserError(f"{command[0]} cannot be started ({error.strerror}): see --launch") from error
+            self._jobs.add(job)
+        status = job.wait()
+        with self._lock:
+            self._jobs.remove(job)
         if status:
             lines = log.read_text(errors="replace").strip().splitlines()
             raise UserError(f"a run ended with status {status}: {log}: {lines[-1] if lines else 'it said nothing'}")
@@ -240,16 +291,17 @@ class Ablation:
 
     def _write(self) -> str:
         out = self.config.out
-        measured = {run: found for run in self.planned if (found := self._read(run, _MEASURED)) is not None}
-        untrained = [found for run in self.planned if (found := self._read(run, _UNTRAINED)) is not None]
-        references: dict[str, list[Metrics]] = {"untrained": untrained} if untrained else {}
+        measured = {run: found for run in self.planned if (found := self._read(run.name, _MEASURED)) is not None}
+        seeds = range(self.config.seeds) if "init" in self.config.starts else []
+        inits = [found for seed in seeds if (found := self._read(_init_name(seed), _MEASURED)) is not None]
+        references = {"start: SelfMAE": inits, "untrained": list(self._by_seed(_UNTRAINED).values())}
         references |= {name: [metrics] for name, metrics in self._baselines.items()}
-        rows = table_rows(measured, references)
-        order = order_lines(rows)
+        rows = table_rows(measured, {name: figures for name, figures in references.items() if figures})
+        order = order_lines(rows, len(self.splits["test"]))
         table = text_table(rows)
         facts = self._facts(len(measured))
         with atomic_path(out / "results.json") as temporary:
-            plain = {"config": facts, "rows": [asdict(row) for row in rows], "order": order}
+            plain = {"version": VERSION, "config": facts, "rows": [asdict(row) for row in rows], "order": order}
             temporary.write_text(json.dumps(plain, indent=2) + "\n")
         with atomic_path(out / "table.md") as temporary:
             temporary.write_text("\n".join([table, "", *(f"- {line}" for line in order)]) + "\n")
@@ -258,11 +310,17 @@ class Ablation:
 
     @functools.cached_property
     def _baselines(self) -> dict[str, Metrics]:
-        return baselines(open_index(str(self.test)))
+        return baselines(self.splits["test"])
 
-    def _read(self, run: Run, name: str) -> Metrics | None:
-        path = self.folder(run.name) / name
-        return json.loads(path.read_text())["metrics"] if path.exists() else None
+    def _read(self, name: str, out: str) -> Metrics | None:
+        """The figures of a run, where they were taken as they are now."""
+        path = self.folder(name) / out
+        result = json.loads(path.read_text()) if path.exists() else {}
+        return result["metrics"] if result.get("version") == VERSION else None
+
+    def _by_seed(self, out: str) -> dict[int, Metrics]:
+        """The figures of one run of each seed that has any: of the untrained model, whatever the start."""
+        return {run.seed: found for run in self.planned if (found := self._read(run.name, out)) is not None}
 
     def _facts(self, runs: int) -> list[tuple[str, str]]:
         config = self.config
@@ -271,14 +329,21 @@ class Ablation:
             ("preset", config.preset),
             ("steps", f"{config.steps:,} of {config.batch_size} clips"),
             ("learning rate", f"{config.lr:g}"),
-            ("train clips", f"{len(open_index(str(self.train))):,}"),
-            ("test clips", f"{len(open_index(str(self.test))):,}"),
+            ("train clips", f"{len(self.splits['train']):,}"),
+            ("test clips", f"{len(self.splits['test']):,}"),
         ]
+
+
+def _init_name(seed: int) -> str:
+    """The folder's name of the SelfMAE run that a seed starts from."""
+    return f"init-seed{seed}"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command. Exit status: 0 done, 2 a user's mistake or a run that failed, 130 stopped by a signal."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs are told to save and stop
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.default_int_handler)  # as Ctrl-C: the runs are told to save and stop
     with one_line_errors("run_ablation"):
         ablation = Ablation(parse(AblationConfig, arguments, prog="python -m tools.run_ablation"))
         try:

@@ -26,6 +26,7 @@ from training.stream.index import DatasetIndex, open_index
 
 # B clips, D features, S = 224.
 Metrics = dict[str, float]
+VERSION = 2  # of what is measured: figures of another version are not compared with these, but taken again
 _ROW = {"audio_to_image": "A->V", "image_to_audio": "V->A"}
 
 
@@ -52,7 +53,7 @@ class MeasureConfig:
 
 
 def measure(config: MeasureConfig) -> dict[str, Any]:
-    """All figures of a checkpoint: {"step", "fingerprint", "metrics": {name: value}}."""
+    """All figures of a checkpoint: {"version", "step", "fingerprint", "metrics": {name: value}}."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded = load_model(config.checkpoint, device, untrained=config.untrained)
     test = open_index(str(config.test))
@@ -61,7 +62,7 @@ def measure(config: MeasureConfig) -> dict[str, Any]:
     metrics = (
         score_retrieval(test, dense.audio, dense.image) | dense.metrics | probe(train, test, loaded, dense, config)
     )
-    return {"step": loaded.step, "fingerprint": loaded.fingerprint, "metrics": metrics}
+    return {"version": VERSION, "step": loaded.step, "fingerprint": loaded.fingerprint, "metrics": metrics}
 
 
 # -------------------------------------------------------------------- retrieval
@@ -86,7 +87,7 @@ def score_retrieval(index: DatasetIndex, audio: Tensor, image: Tensor) -> Metric
 
 @dataclass(frozen=True, kw_only=True)
 class Localized:
-    """The dense pass over the test clips: pooled features [N, D] of both modalities, and the figures."""
+    """What the test clips give: pooled features [N, D] of both modalities, and the figures."""
 
     audio: Tensor
     image: Tensor
@@ -98,7 +99,9 @@ class Clip:
     """What the world knows of a clip."""
 
     gt: Tensor  # float [S, S], union of the sounding objects' boxes
-    labels: frozenset[int]
+    labels: frozenset[int]  # the classes that are heard
+    in_view: frozenset[int] = frozenset()  # the classes of all objects in view, those that sound and those that do not
+    has_rivals: bool = False  # two large objects are in view
     boxes: list[list[float]]  # of all objects in view
     sounding_boxes: list[list[float]]
     sounding: int | None  # which of them sounds; None where two do, or it is alone
@@ -122,6 +125,8 @@ def read_clips(index: DatasetIndex) -> list[Clip]:
             Clip(
                 gt=ground_truth([tuple(box) for box in found["boxes"]], "vggss"),
                 labels=frozenset(found["label_ids"]),
+                in_view=frozenset(o["label_id"] for o in objects),
+                has_rivals=sum(o["is_large"] for o in objects) > 1,
                 boxes=[o["box"] for o in objects],
                 sounding_boxes=found["boxes"],
                 sounding=sounding[0] if len(sounding) == 1 and len(objects) > 1 else None,
@@ -131,28 +136,47 @@ def read_clips(index: DatasetIndex) -> list[Clip]:
 
 
 def localize(index: DatasetIndex, loaded: LoadedModel, config: MeasureConfig) -> Localized:
-    """Where the model looks for each clip's own sound, and for another clip's, of no class that is heard in it."""
+    """Where the model looks for each clip's own sound, and for another clip's, of no class that is in view."""
     clips = read_clips(index)
-    scores = {"own": Scores(), "other": Scores()}
-    audio, image = [], []
-    for batch in dense_features(index, loaded, batch_size=config.batch_size, workers=config.workers):
-        assert batch.audio is not None
-        truth = [clips[number] for number in batch.numbers]
-        others = torch.tensor(_strangers(truth), device=batch.audio.pooled.device)
-        for name, heard in (("own", batch.audio.pooled), ("other", batch.audio.pooled[others])):
-            scores[name].add(heatmaps(batch.image.tokens, heard).cpu(), truth)
-        audio.append(batch.audio.pooled.float().cpu())
-        image.append(batch.image.pooled.float().cpu())
-    metrics = {f"localization/{name}": value for name, value in scores["own"].metrics().items()}
-    metrics |= {f"with another sound/{name}": value for name, value in scores["other"].metrics().items()}
-    return Localized(audio=torch.cat(audio), image=torch.cat(image), metrics=metrics)
+    others = torch.tensor(strangers(clips))
+    pooled = embed_dataset(index, loaded, batch_size=config.batch_size, workers=config.workers)
+    own, among, other = Scores(), Scores(), Scores()
+    batches = dense_features(index, loaded, batch_size=config.batch_size, workers=config.workers, with_audio=False)
+    for batch in batches:
+        numbers, truth = torch.from_numpy(batch.numbers), [clips[number] for number in batch.numbers]
+        maps, other_maps = (
+            heatmaps(batch.image.tokens, pooled.audio[heard].to(loaded.device)).cpu()
+            for heard in (numbers, others[numbers])
+        )
+        own.add(maps, truth)
+        other.add(other_maps, truth)
+        if rivals := [i for i, clip in enumerate(truth) if clip.has_rivals]:
+            among.add(maps[rivals], [truth[i] for i in rivals])
+    scores = {"localization": own, "localization among rivals": among, "with another sound": other}
+    metrics = {f"{name}/{key}": value for name, of in scores.items() if of.cious for key, value in of.metrics().items()}
+    return Localized(audio=pooled.audio, image=pooled.image, metrics=metrics)
 
 
-def _strangers(clips: list[Clip]) -> list[int]:
-    """For each clip of a batch the next one that shares no class with it (itself where there is none)."""
-    size = len(clips)
-    order = [[(i + step) % size for step in range(1, size)] for i in range(size)]
-    return [next((j for j in order[i] if not clips[i].labels & clips[j].labels), i) for i in range(size)]
+def strangers(clips: list[Clip]) -> list[int]:
+    """For each clip the number of one drawn from all in which no class is heard that the clip shows or sounds.
+
+    The same clips always get the same ones.
+
+    Raises:
+        UserError: a clip has none.
+    """
+    generator = np.random.default_rng(0)
+    found = []
+    for clip in clips:
+        known = clip.labels | clip.in_view
+        possible = [number for number, other in enumerate(clips) if known.isdisjoint(other.labels)]
+        if not possible:
+            raise UserError(
+                f"of {len(clips)} test clips none sounds of a class that is not in view in the one with the classes"
+                f" {sorted(known)}: make a world with more test clips"
+            )
+        found.append(int(generator.choice(possible)))
+    return found
 
 
 class Scores:

@@ -3,27 +3,35 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import sqrt
 from statistics import mean, stdev
 
 from tools.ablation.measure import Metrics
 from tools.ablation.plan import TABLE_2, Run, Start
 
-# The columns that stand in the text table: metric -> short heading.
-SHORT = {
+# The columns of the two text tables: metric -> short heading.
+_RETRIEVAL = {
     "retrieval A->V/R@1": "A->V R@1",
     "retrieval A->V/R@10": "A->V R@10",
-    "retrieval V->A/R@10": "V->A R@10",
     "retrieval A->V/class R@1": "A->V class",
+    "retrieval V->A/R@1": "V->A R@1",
+    "retrieval V->A/R@10": "V->A R@10",
+    "retrieval V->A/class R@1": "V->A class",
+    "probe/audio": "probe A",
+    "probe/image": "probe V",
+    "probe/both": "probe A-V",
+}
+_LOCALIZATION = {
     "localization/CIoU": "CIoU",
     "localization/AUC": "AUC",
     "localization/pointing": "pointing",
     "localization/sounding first": "first",
     "with another sound/CIoU": "CIoU, other sound",
+    "with another sound/AUC": "AUC, other sound",
+    "with another sound/pointing": "pointing, other sound",
     "with another sound/sounding first": "first, other sound",
-    "probe/audio": "probe A",
-    "probe/image": "probe V",
-    "probe/both": "probe A-V",
 }
+SHORT = _RETRIEVAL | _LOCALIZATION
 # What the paper's order is compared in: retrieval and localization.
 ORDERED = ("retrieval A->V/R@10", "retrieval V->A/R@10", "localization/CIoU", "localization/AUC")
 
@@ -65,10 +73,17 @@ def _over_seeds(figures: list[Metrics]) -> dict[str, Value]:
 
 
 def text_table(rows: Sequence[TableRow]) -> str:
-    """A Markdown table of the columns in SHORT."""
-    columns = [name for name in SHORT if any(name in row.values for row in rows)]
+    """Two Markdown tables, retrieval with the linear probe and localization, of the rows that have a figure there."""
+    return "\n\n".join(filter(None, (_text_table(rows, columns) for columns in (_RETRIEVAL, _LOCALIZATION))))
+
+
+def _text_table(rows: Sequence[TableRow], possible: Mapping[str, str]) -> str:
+    columns = [name for name in possible if any(name in row.values for row in rows)]
+    shown = [row for row in rows if row.values.keys() & possible.keys()]
+    if not shown:
+        return ""
     lines = ["| | start | " + " | ".join(SHORT[name] for name in columns) + " |", "|---|---|" + "---:|" * len(columns)]
-    for row in rows:
+    for row in shown:
         cells = [_cell(row.values.get(name)) for name in columns]
         lines.append(f"| {row.name} | {row.start or ''} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -80,11 +95,12 @@ def _cell(value: Value | None) -> str:
     return f"{value.mean:.1f}" + (f" ± {value.spread:.1f}" if value.count > 1 else "")
 
 
-def order_lines(rows: Sequence[TableRow]) -> list[str]:
-    """How far the paper's order of Table 2 holds, a line for each start and metric.
+def order_lines(rows: Sequence[TableRow], clips: int) -> list[str]:
+    """How far the paper's order of Table 2 holds on `clips` test clips, a line for each start and metric.
 
     Of every two variants the paper ranks one higher. A pair agrees, or disagrees, where the means differ by more than
-    the two spreads together; else it is undecided.
+    the two spreads together and by more than the standard error of their difference, which more seeds do not lessen:
+    they are measured on the same clips. Else it is undecided.
     """
     place = {name: i for i, name in enumerate(TABLE_2)}
     lines = []
@@ -96,21 +112,31 @@ def order_lines(rows: Sequence[TableRow]) -> list[str]:
             ranked = [row for row in mine if metric in row.values]
             if len(ranked) < 2:
                 continue
-            agree, disagree, undecided = _pairs([row.values[metric] for row in ranked])
+            agree, disagree, undecided = _pairs([row.values[metric] for row in ranked], clips)
             order = " > ".join(row.name for row in sorted(ranked, key=lambda row: -row.values[metric].mean))
             lines.append(
                 f"start {start}, {SHORT[metric]}: {order}; pairs as in the paper: {agree}, the other way: {disagree},"
-                f" undecided: {undecided}"
+                f" undecided: {undecided} (nearer than both spreads or one standard error of {clips:,} test clips)"
             )
     return lines
 
 
-def _pairs(values: Sequence[Value]) -> tuple[int, int, int]:
+def _pairs(values: Sequence[Value], clips: int) -> tuple[int, int, int]:
     """Pairs that agree, disagree, are undecided, of values that the paper ranks from low to high."""
     agree = disagree = 0
     pairs = list(combinations(values, 2))
     for low, high in pairs:
-        margin = low.spread + high.spread
+        margin = max(low.spread + high.spread, _sampling_error(low, high, clips))
         agree += high.mean - low.mean > margin
         disagree += low.mean - high.mean > margin
     return agree, disagree, len(pairs) - agree - disagree
+
+
+def _sampling_error(low: Value, high: Value, clips: int) -> float:
+    """Standard error, in %, of the difference of two shares of `clips` clips.
+
+    The AUC is a mean of values between 0 and 1, whose variance is at most that of a share. A share of 0 or 1 is taken
+    for one clip more or less: not having seen something once says no more than that.
+    """
+    shares = (min(max(value.mean / 100, 1 / clips), 1 - 1 / clips) for value in (low, high))
+    return 100 * sqrt(sum(share * (1 - share) for share in shares) / clips)
