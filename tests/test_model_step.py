@@ -21,6 +21,8 @@ KINDS = {
     "selfmae": with_variant(SMALLEST, "selfmae"),
     "ema": switched("embedding", targets="ema"),
     "every_block": switched("pixel", conditioning="every_block"),
+    "tokens": switched("embedding", queries="tokens"),
+    "feature": switched("embedding", normalise="feature"),
     "checkpointed": replace(SMALLEST, checkpoint_activations=True),
 }
 
@@ -32,6 +34,9 @@ BACKENDS = {  # one traces forward and backward; the others, which have nothing 
     "cl-av": "eager",
     "selfmae": "eager",
     "ema": "eager",
+    "every_block": "eager",
+    "tokens": "eager",
+    "feature": "eager",
     # torch 2.11 cannot recompute a whole norm within a graph; inductor splits norms first, as this one does.
     "checkpointed": "aot_eager_decomp_partition",
 }
@@ -103,6 +108,16 @@ def test_every_tensor_is_made_on_the_device(kind: str) -> None:
         output = model(image, fbank, seeds)
         assert output.loss.device.type == "cuda" and output.loss.dtype == torch.float32
         assert all(value.device.type == "cuda" for value in diagnose(model, image, fbank, seeds).values())
+
+
+def test_compiled_under_autocast_it_is_one_graph() -> None:
+    """As Accelerate runs it in bf16."""
+    config = replace(SMALLEST, pixel=replace(SMALLEST.pixel, depth=1))
+    eager, traced = build(config), build(config)
+    torch.compiler.reset()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = torch.compile(traced, backend="eager", fullgraph=True)(*batch())
+        torch.testing.assert_close(output.loss, eager(*batch()).loss)
 
 
 def test_only_visible_tokens_are_encoded_and_targets_keep_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
