@@ -11,6 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
+from training.train import main
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # crossmae-tiny, shrunk further: a step of 8 samples takes a tenth of a second.
@@ -63,6 +65,16 @@ def run_to_end(command: list[str], status: int = 0, **options: Any) -> subproces
         pytest.fail(f"not done after 240 s: {command}\n{out[-2000:]}\n{err[-8000:]}")
     assert process.returncode == status, f"exit {process.returncode}\n{out[-2000:]}\n{err[-4000:]}"
     return subprocess.CompletedProcess(command, status, out, err)
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What train.py, called in this process, says of a mistake on stderr: one line."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith("train.py: error: ") and said.count("\n") == 1
+    return said
 
 
 def train(*arguments: str, processes: int = 1, status: int = 0) -> subprocess.CompletedProcess[str]:

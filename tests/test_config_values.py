@@ -8,23 +8,13 @@ import pytest
 import torch
 
 from tests.datasets import make_dataset
-from tests.runs import SMALL
+from tests.runs import SMALL, mistake
 from training.config import OptimizerConfig, parse_arguments
 from training.model.config import ContrastConfig, config_from_dict
 from training.model.contrast import MIN_TEMPERATURE, Contrast
 from training.train import Pretraining, main, make_loop
 
 GIVEN = ["--data=d", "--out=o"]
-
-
-def mistake(capsys, *arguments):
-    """What train.py says of a mistake, on stderr: one line."""
-    with pytest.raises(SystemExit) as ended:
-        main(list(arguments))
-    said = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert said.startswith("train.py: error: ") and said.count("\n") == 1
-    return said
 
 
 # -------------------------------------------------------------------- values

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.datasets import make_dataset
-from tests.runs import SMALL, command_line, environment, run_to_end, train, train_command
+from tests.runs import SMALL, command_line, environment, mistake, run_to_end, train, train_command
 from tests.test_model_step import Waits
 from tools.make_world import main as make_world
 from training.checkpoint import checkpoints
@@ -166,17 +166,8 @@ def test_accumulating_takes_the_same_samples(dataset, uninterrupted, tmp_path):
     ],
 )
 def test_a_mistake_gets_one_line(dataset, uninterrupted, arguments, message, capsys):
-    assert mistake(capsys, f"--data={dataset}", f"--out={uninterrupted}", *COMMON, *arguments).count(message) == 1
-
-
-def mistake(capsys, *arguments):
-    """What train.py says of a mistake, on stderr: one line."""
-    with pytest.raises(SystemExit) as ended:
-        main([*SMALL, *arguments])
-    said = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert said.startswith("train.py: error: ") and said.count("\n") == 1
-    return said
+    told = [f"--data={dataset}", f"--out={uninterrupted}", *COMMON, *arguments]
+    assert mistake(capsys, *SMALL, *told).count(message) == 1
 
 
 def test_a_batch_that_the_processes_do_not_divide_is_refused(dataset, tmp_path):
@@ -188,7 +179,8 @@ def test_a_batch_that_the_processes_do_not_divide_is_refused(dataset, tmp_path):
 
 def test_a_checkpoint_of_another_dataset_is_refused(uninterrupted, tmp_path, capsys):
     other = make_dataset(tmp_path / "other", (7, 6), seed=1)
-    assert "was trained on another dataset" in mistake(capsys, f"--data={other}", f"--out={uninterrupted}", *COMMON)
+    told = [f"--data={other}", f"--out={uninterrupted}", *COMMON]
+    assert "was trained on another dataset" in mistake(capsys, *SMALL, *told)
 
 
 def test_a_damaged_sample_stops_the_run_and_is_named(tmp_path):
