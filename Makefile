@@ -5,17 +5,21 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+CONSTRAINTS ?= $(or $(shell cat $(INSTALLED) 2>/dev/null),constraints.txt)
 
 .PHONY: install demo test lint check clean
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt
+ifneq ($(CONSTRAINTS),$(shell cat $(INSTALLED) 2>/dev/null))
+.PHONY: $(INSTALLED)
+endif
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
 	  { echo "make: $(PYTHON) is not Python 3.10 to 3.12: run 'make PYTHON=/path/to/python3.11 ...'" >&2; exit 2; }
 	$(PYTHON) -m venv "$(VENV)"
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch "$@"
+	$(PY) -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
+	@echo "$(CONSTRAINTS)" > "$@"
 
 demo: install
 	$(PY) -m tools.demo

@@ -133,21 +133,21 @@ def wait_until(condition, job):
 def test_a_signalled_job_saves_comes_back_and_goes_on(tmp_path, slurm):
     """With Accelerate and train.py: two nodes, a process each."""
     run, dataset = tmp_path / "run", make_dataset(tmp_path / "data", (7, 6))
-    arguments = [str(run), *SMALL, f"--data={dataset}", "--steps=12", "--batch-size=4", "--save-every=100"]
+    arguments = [str(run), *SMALL, f"--data={dataset}", "--steps=60", "--batch-size=4", "--save-every=100"]
     arguments += ["--log-every=1", "--mixed-precision=no", "--workers=1"]
     job = start(slurm, ROOT, *arguments)
     wait_until(lambda: read_step_log(run / "metrics.jsonl"), job)
     job.send_signal(signal.SIGUSR1)
     said, _ = job.communicate(timeout=120)
     assert job.returncode != 0 and "2 processes" in said and "stopped on a signal" in said, said[-3000:]
-    assert len(checkpoints(run)) == 1 and checkpoints(run)[0].name < "step-00000012"
+    assert len(checkpoints(run)) == 1 and checkpoints(run)[0].name < "step-00000060"
     assert requeued(slurm) == [slurm["SLURM_JOB_ID"]]
 
     job = start(slurm, ROOT, *arguments)
     said, _ = job.communicate(timeout=120)
     assert job.returncode == 0 and "resuming" in said, said[-3000:]
-    assert checkpoints(run)[-1].name == "step-00000012"
-    assert [line["step"] for line in read_step_log(run / "metrics.jsonl")] == list(range(1, 13))
+    assert checkpoints(run)[-1].name == "step-00000060"
+    assert [line["step"] for line in read_step_log(run / "metrics.jsonl")] == list(range(1, 61))
     assert requeued(slurm) == [slurm["SLURM_JOB_ID"]]
 
 

@@ -1,9 +1,12 @@
 """The frame of the project: who may import whom, and that the README knows every file."""
 
 import ast
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("shards_spec", "pipeline", "training", "tools")
@@ -51,3 +54,35 @@ def test_tests_have_no_twin_names():
     for path in (ROOT / "tests").glob("test_*.py"):
         names = [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
         assert len(names) == len(set(names)), path
+
+
+def needed(requirement, found):
+    """Adds the names of all packages that a requirement brings to `found`; those not for this machine are left out."""
+    for extra in requirement.extras or {""}:
+        if (requirement.name, extra) in found:
+            continue
+        found.add((requirement.name, extra))
+        for line in distribution(requirement.name).requires or []:
+            inner = Requirement(line)
+            if inner.marker is None or inner.marker.evaluate({"extra": extra}):
+                needed(inner, found)
+    return found
+
+
+def test_constraints_pin_all_that_make_install_brings():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {canonicalize_name(line.split("==")[0]) for line in lines if not line.startswith("#")}
+    brought = {canonicalize_name(name) for name, _ in needed(Requirement("crossmae[dev]"), set())}
+    assert len(brought) > 50 and not brought - pinned - {"crossmae"}
+
+
+def test_the_two_cudas_share_all_other_versions():
+    cuda = ("nvidia-", "cuda-", "torch", "triton")
+    said = [(ROOT / name).read_text().splitlines() for name in ("constraints.txt", "constraints-cu12.txt")]
+    pins = [{line for line in lines if not line.startswith("#")} for lines in said]
+    assert all(line.startswith(cuda) for line in pins[0] ^ pins[1])
+    trios = [sorted(line for line in each if line.startswith("torch")) for each in pins]
+    assert trios == [
+        ["torch==2.11.0", "torchaudio==2.11.0", "torchvision==0.26.0"],
+        ["torch==2.7.1", "torchaudio==2.7.1", "torchvision==0.22.1"],
+    ]
