@@ -1,13 +1,20 @@
 """Small models and batches for the tests of training/model."""
 
+import shutil
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from training.model import CrossMAE, CrossMAEConfig, crossmae_tiny
 from training.model.config import EmbeddingConfig, EncoderConfig, PixelConfig
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None or " " in torch.__path__[0],
+    reason="torch.compile on the CPU needs g++, and cannot build below a path with a space",
+)
 
 PLAIN = crossmae_tiny()
 TINY = replace(PLAIN, pixel=replace(PLAIN.pixel, condition_start="xavier"))  # every part works from the first step on

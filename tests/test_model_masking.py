@@ -1,12 +1,12 @@
 """Masks: their counts, their polarity, and that a sample's mask is its seed's alone."""
 
-import shutil
 from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.models import needs_compiler
 from training.model.config import AudioStrategy
 from training.model.masking import (
     AUDIO_MASK,
@@ -62,8 +62,7 @@ def test_noise_is_uniform() -> None:
     assert counts.min() > 19_300 and counts.max() < 20_700  # 5 standard deviations of a bin
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.skipif(" " in torch.__path__[0], reason="torch.compile on the CPU cannot build below a path with a space")
+@needs_compiler
 def test_compiled_noise_is_the_same() -> None:
     """The hash overflows at every step, which a compiler's address arithmetic must never do."""
     compiled = torch.compile(noise, fullgraph=True)

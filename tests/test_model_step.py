@@ -11,7 +11,7 @@ from timm.layers import set_fused_attn, use_fused_attn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.models import SMALLEST, TINY, batch, build, gradients, switched
+from tests.models import SMALLEST, TINY, batch, build, gradients, needs_compiler, switched
 from training.model import CrossMAE, CrossMAEConfig, with_variant
 from training.model.diagnostics import diagnose
 
@@ -118,6 +118,20 @@ def test_compiled_under_autocast_it_is_one_graph() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         output = torch.compile(traced, backend="eager", fullgraph=True)(*batch())
         torch.testing.assert_close(output.loss, eager(*batch()).loss)
+
+
+@needs_compiler
+def test_the_compiled_kernels_give_what_eager_ones_give() -> None:
+    """Losses and every gradient through inductor, as with --compile; without vector code, which takes g++ minutes."""
+    config = replace(SMALLEST, encoder=replace(SMALLEST.encoder, depth=1), pixel=replace(SMALLEST.pixel, depth=1))
+    eager, fused = build(config), build(config)
+    torch.compiler.reset()
+    output = torch.compile(fused, fullgraph=True, options={"cpp.simdlen": 1})(*batch())
+    output.loss.backward()
+    expected = eager(*batch())
+    expected.loss.backward()
+    torch.testing.assert_close(output.parts, expected.parts)
+    torch.testing.assert_close(gradients(fused), gradients(eager))
 
 
 def test_only_visible_tokens_are_encoded_and_targets_keep_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
