@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shards_spec.sample import FRAME_SIZE
-from tools.ablation.measure import Clip, Metrics, Scores, read_clips
+from tools.ablation.measure import Clip, Metrics, ScoresByRivals, read_clips
 from training.evaluation.localization import min_max, upsample
 from training.evaluation.metadata import all_numbers, label_ids
 from training.evaluation.retrieval import RANKS, class_chance, label_matrix
@@ -77,16 +77,12 @@ def _class_known(labels: Tensor) -> Metrics:
 
 
 def _located(clips: list[Clip], answer: Answer) -> Metrics:
-    """The localization figures of `answer(clip)`, a map [S, S]: of all clips, and of those with rivals."""
-    every, among = Scores(), Scores()
+    """The localization figures of `answer(clip)`, a map [S, S]."""
+    scores = ScoresByRivals()
     for start in range(0, len(clips), _BATCH):
         batch = clips[start : start + _BATCH]
-        maps = torch.stack([answer(clip) for clip in batch])
-        every.add(maps, batch)
-        if rivals := [i for i, clip in enumerate(batch) if clip.has_rivals]:
-            among.add(maps[rivals], [batch[i] for i in rivals])
-    scores = {"localization": every, "localization among rivals": among}
-    return {f"{name}/{key}": value for name, of in scores.items() if of.cious for key, value in of.metrics().items()}
+        scores.add(torch.stack([answer(clip) for clip in batch]), batch)
+    return scores.metrics()
 
 
 def _random_object() -> Answer:

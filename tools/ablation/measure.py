@@ -140,7 +140,7 @@ def localize(index: DatasetIndex, loaded: LoadedModel, config: MeasureConfig) ->
     clips = read_clips(index)
     others = torch.tensor(strangers(clips))
     pooled = embed_dataset(index, loaded, batch_size=config.batch_size, workers=config.workers)
-    own, among, other = Scores(), Scores(), Scores()
+    own, other = ScoresByRivals(), Scores()
     batches = dense_features(index, loaded, batch_size=config.batch_size, workers=config.workers, with_audio=False)
     for batch in batches:
         numbers, truth = torch.from_numpy(batch.numbers), [clips[number] for number in batch.numbers]
@@ -150,10 +150,7 @@ def localize(index: DatasetIndex, loaded: LoadedModel, config: MeasureConfig) ->
         )
         own.add(maps, truth)
         other.add(other_maps, truth)
-        if rivals := [i for i, clip in enumerate(truth) if clip.has_rivals]:
-            among.add(maps[rivals], [truth[i] for i in rivals])
-    scores = {"localization": own, "localization among rivals": among, "with another sound": other}
-    metrics = {f"{name}/{key}": value for name, of in scores.items() if of.cious for key, value in of.metrics().items()}
+    metrics = own.metrics() | {f"with another sound/{key}": value for key, value in other.metrics().items()}
     return Localized(audio=pooled.audio, image=pooled.image, metrics=metrics)
 
 
@@ -205,6 +202,24 @@ class Scores:
             "pointing": 100 * float(torch.cat(self.points).double().mean()),
             "sounding first": 100 * float(np.mean(self.firsts)) if self.firsts else float("nan"),
         }
+
+
+class ScoresByRivals:
+    """Localization figures of all clips, and of those with two large objects in view."""
+
+    def __init__(self) -> None:
+        self._scores = {"localization": Scores(), "localization among rivals": Scores()}
+
+    def add(self, maps: Tensor, clips: list[Clip]) -> None:
+        """Counts a batch of maps [B, S, S]."""
+        self._scores["localization"].add(maps, clips)
+        if rivals := [i for i, clip in enumerate(clips) if clip.has_rivals]:
+            self._scores["localization among rivals"].add(maps[rivals], [clips[i] for i in rivals])
+
+    def metrics(self) -> Metrics:
+        """Those of `Scores`, after the name of the clips; without the rivals where no clip has any."""
+        scores = {name: of.metrics() for name, of in self._scores.items() if of.cious}
+        return {f"{name}/{key}": value for name, of in scores.items() for key, value in of.items()}
 
 
 # -------------------------------------------------------------------- linear probe
