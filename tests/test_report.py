@@ -267,8 +267,11 @@ def test_what_is_missing_is_left_out_and_said(run, tmp_path, capsys):
     assert "metrics.jsonl is missing" in built(run, "--samples=0").text
     weights = next((run / "checkpoints").iterdir()) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
+    (weights.parent / "optimizer.pt").unlink()  # what is copied to look at needs none
     found = built(run, "--samples=0")
     assert "model.safetensors cannot be read" in found.text and not found.all("svg", "curve")
+    weights.unlink()
+    assert "lacks model.safetensors" in built(run, "--samples=0").text
     shutil.rmtree(run / "checkpoints")  # killed before its first
     assert "has no checkpoint yet" in built(run, "--samples=0").text
 

@@ -183,15 +183,30 @@ def test_a_checkpoint_of_another_dataset_is_refused(uninterrupted, tmp_path, cap
     assert "was trained on another dataset" in mistake(capsys, *SMALL, *told)
 
 
-def test_a_damaged_sample_stops_the_run_and_is_named(tmp_path):
+@pytest.fixture
+def damaged(tmp_path):
+    """A dataset, and its tar in which a byte of a sample is another."""
     dataset = make_dataset(tmp_path / "damaged", (7, 6))
     tar = dataset / "shard-000001.tar"
     data = bytearray(tar.read_bytes())
     data[len(data) // 2] ^= 1
     tar.write_bytes(data)
+    return dataset, tar
+
+
+def test_a_damaged_sample_stops_the_run_and_is_named(damaged, tmp_path):
+    dataset, tar = damaged
     result = train(f"--data={dataset}", f"--out={tmp_path / 'run'}", *COMMON, status=1)
     assert "train.py: stopped: " in result.stderr and f"{tar}: sample clip01" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_run_that_a_loss_stops_has_told_what_it_skipped(damaged, tmp_path):
+    dataset, tar = damaged
+    told = ["--optimizer.lr=1e30", "--log-every=100", "--on-bad-sample=skip", "--steps=12"]
+    result = train(f"--data={dataset}", f"--out={tmp_path / 'run'}", *COMMON, *told, status=1)
+    skipped, _, stopped = result.stderr.partition("train.py: stopped: the loss of step")
+    assert f"skipped: {tar}: sample clip01" in skipped and "is not finite" in stopped
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(dataset, tmp_path):

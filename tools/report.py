@@ -26,7 +26,7 @@ from tools.reporting.examples import Thumbnails, frame_with_boxes, localize, ret
 from tools.reporting.queries import query_pictures
 from tools.reporting.runs import read_run, run_names
 from tools.reporting.samples import Stored, first_numbers, original, pictures, read_samples, see
-from training.checkpoint import CONFIG_FILE, checkpoints, read_state
+from training.checkpoint import CONFIG_FILE, read_state
 from training.evaluation.features import LoadedModel, load_model
 from training.stream.cache_folder import FetchError
 from training.stream.index import DatasetIndex, open_config
@@ -92,18 +92,18 @@ def gather(config: ReportConfig) -> Report:
     report = Report(runs=runs, notices=notices)
     index = _open_dataset(config, runs[0].config, notices)
     if index is not None:
-        _describe_dataset(report, config.runs, index)
+        _describe_dataset(report, index)
     show = _Shown(config, report, index)
-    for run, folder in enumerate(config.runs):
-        loaded = _attempt(notices, f"the model of {names[run]}", _load, folder) if checkpoints(folder) else None
+    for number, run in enumerate(runs):
+        loaded = _attempt(notices, f"the model of {run.name}", _load, run.checkpoint) if run.checkpoint else None
         if loaded is not None:
-            runs[run].parameters = sum(p.numel() for p in loaded.model.parameters())
-            show.run(run, loaded)
+            run.parameters = sum(p.numel() for p in loaded.model.parameters())
+            show.run(number, loaded)
     return report
 
 
-def _load(run: Path) -> LoadedModel:
-    return load_model(run, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+def _load(checkpoint: Path) -> LoadedModel:
+    return load_model(checkpoint, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _attempt(notices: list[str], what: str, make: Callable[..., Made], *given: Any) -> Made | None:
@@ -131,11 +131,11 @@ def _open_dataset(config: ReportConfig, settings: dict[str, Any], notices: list[
     return _attempt(notices, "samples", open_config, settings)
 
 
-def _describe_dataset(report: Report, folders: tuple[Path, ...], index: DatasetIndex) -> None:
+def _describe_dataset(report: Report, index: DatasetIndex) -> None:
     trained = []
-    for folder, run in zip(folders, report.runs, strict=True):
-        found = checkpoints(folder)
-        state = _attempt(report.notices, f"the state of {run.name}", read_state, found[-1]) if found else None
+    for run in report.runs:
+        found = run.checkpoint
+        state = _attempt(report.notices, f"the state of {run.name}", read_state, found) if found else None
         trained.append(state is not None and state.fingerprint == index.fingerprint)
         if state is not None and trained[-1]:
             run.epochs = state.place.samples_done(len(index)) / len(index)

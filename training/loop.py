@@ -311,13 +311,13 @@ class Loop:
         parts = self.accelerator.reduce(torch.stack(window.parts), reduction="mean").cpu()  # [steps, 1 + parts + 1]
         if self.accelerator.scaler is not None:  # it has left out the steps whose gradients overflowed
             parts[:, -1].nan_to_num_(0.0, 0.0, 0.0)
+        for message in window.replaced:
+            self._warn(f"skipped: {message}")
         finite = parts.isfinite().all(dim=1)
         if not finite.all():
             bad = int((~finite).nonzero()[0])
             raise NonFiniteLossError(self._describe_step(window.first_step + bad, parts[bad]))
         seconds = time.perf_counter() - window.started
-        for message in window.replaced:
-            self._warn(f"skipped: {message}")
         samples = len(parts) * self.config.batch_size
         skipped = torch.tensor(len(window.replaced), device=self.accelerator.device)
         line = {
@@ -359,7 +359,10 @@ class Loop:
         return dict(zip(window.diagnosis, values.tolist(), strict=True))
 
     def _describe_step(self, step: int, parts: Tensor) -> str:
-        """Step (0-based), loss parts, norm of the gradient and sample keys, for the message on a non-finite one."""
+        """Step (0-based), loss parts, norm of the gradient and sample keys, for the message on a non-finite one.
+
+        The keys are those of the epoch's order; what stood in for a damaged sample is in none of them.
+        """
         n, batch = len(self.index), self.config.batch_size
         back = self.place.samples_done(n) - (self.step - step) * batch
         numbers, _ = self.stream.take(Place().advance(back, n), batch)

@@ -4,6 +4,7 @@ The page depends on its facts alone: equal runs give equal bytes. A section with
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tools.pages.configuration import configuration, differences, setting
@@ -38,15 +39,20 @@ class DatasetFacts:
 
 @dataclass(kw_only=True)
 class Run:
-    """What is known of a run. `step` is its newest checkpoint's, None where there is none."""
+    """What is known of a run, as its newest checkpoint has it, where there is one."""
 
     name: str
     config: dict[str, Any]  # as config.json holds it
     metrics: list[Line]
     results: list[Result] = field(default_factory=list)
-    step: int | None = None
+    checkpoint: Path | None = None
     epochs: float | None = None
     parameters: int | None = None
+
+    @property
+    def step(self) -> int | None:
+        """Of the checkpoint."""
+        return None if self.checkpoint is None else int(self.checkpoint.name.rpartition("-")[2])
 
     def setting(self, name: str) -> Any:
         """A value of the configuration by its dotted name; None where it has none."""

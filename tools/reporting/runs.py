@@ -12,7 +12,7 @@ from shards_spec.errors import UserError
 from tools.pages.metrics import Line
 from tools.pages.report import Run
 from tools.pages.results import Result
-from training.checkpoint import CONFIG_FILE, checkpoints, read_json
+from training.checkpoint import CONFIG_FILE, TO_USE, newest_checkpoint, read_json
 from training.run_folder import METRICS_FILE
 
 _NAMED = 3  # damaged lines named
@@ -28,18 +28,24 @@ def read_run(folder: Path, name: str, notices: list[str]) -> Run:
         raise UserError(f"run folder {folder} does not exist: give the --out of train.py")
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(f"{folder} is no run folder (no {CONFIG_FILE}): give the --out of train.py")
-    run = Run(
+    return Run(
         name=name,
         config=read_json(folder / CONFIG_FILE),
         metrics=read_metrics(folder / METRICS_FILE, notices),
         results=read_results(folder, notices),
+        checkpoint=_checkpoint(folder, notices),
     )
-    found = checkpoints(folder)
-    if found:
-        run.step = int(found[-1].name.rpartition("-")[2])
-    else:
+
+
+def _checkpoint(folder: Path, notices: list[str]) -> Path | None:
+    try:
+        found = newest_checkpoint(folder, TO_USE)
+    except UserError as error:
+        notices.append(f"{error}: nothing of its model is shown")
+        return None
+    if found is None:
         notices.append(f"{folder} has no checkpoint yet (--save-every of train.py): nothing of its model is shown")
-    return run
+    return found
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
