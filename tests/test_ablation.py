@@ -150,6 +150,12 @@ def test_trains_measures_and_goes_on(world, tmp_path, monkeypatch, capsys):
     told = [f"--data={world}", f"--out={out}", "--variants=selfmae", "--variants=crossmae", "--seeds=1", "--jobs=2"]
     told += ["--starts", "scratch", "--steps=2", "--batch-size=8", *small]
     main(told)
+    said = capsys.readouterr().out
+    assert (
+        f"run_ablation: crossmae-scratch-seed0: trains for 2 steps ({out}/runs/crossmae-scratch-seed0/train.log)"
+        in said
+    )
+    assert "run_ablation: crossmae-scratch-seed0: is measured\n" in said and "runs: 2 of 2" in said
     results = json.loads((out / "results.json").read_text())
     names = [row["name"] for row in results["rows"]]
     assert names[:4] == ["selfmae", "crossmae", "untrained", "chance"]
@@ -159,6 +165,8 @@ def test_trains_measures_and_goes_on(world, tmp_path, monkeypatch, capsys):
     logs = {path: path.read_bytes() for path in out.rglob("train.log")}
     table = (out / "table.md").read_text()
     main(told)  # nothing is done twice
+    said = capsys.readouterr().out
+    assert "runs: 2 of 2" in said and ": trains" not in said and ": is measured" not in said
     assert {path: path.read_bytes() for path in out.rglob("train.log")} == logs
     assert (out / "table.md").read_text() == table
     capsys.readouterr()

@@ -43,6 +43,7 @@ from training.stream.index import open_index
 
 _MEASURED = "world.json"
 _UNTRAINED = "world-untrained.json"
+_LOG = "train.log"
 _ROW = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.*)", re.DOTALL)
 
 
@@ -216,7 +217,7 @@ class Ablation:
                         future.result()
                         bar.update()
                     if not on_terminal:
-                        print(f"run_ablation: {what}: {len(items) - len(waiting)} of {len(items)}", flush=True)
+                        _say(f"{what}: {len(items) - len(waiting)} of {len(items)}")
             except BaseException:
                 self._stop(waiting)
                 raise
@@ -249,6 +250,7 @@ class Ablation:
         folder, data = self.folder(name), self.config.data / split
         if not checkpoint_folder(folder, steps).is_dir():
             folder.mkdir(parents=True, exist_ok=True)
+            _say(f"{name}: trains for {steps:,} steps ({folder / _LOG})")
             self._call(self.budget.command(data=data, out=folder, steps=steps, seed=seed, options=options), folder)
 
     def _measure(self, name: str, out: str, *options: str) -> None:
@@ -256,6 +258,7 @@ class Ablation:
         if self._read(name, out) is None:
             command = [sys.executable, "-m", "tools.ablation.measure", f"--checkpoint={folder}", *options]
             command += [f"--out={folder / out}", f"--train={data / 'train'}", f"--test={data / 'test'}"]
+            _say(f"{name}: is measured{' untrained' if options else ''}")
             self._call(command, folder)
             self.write()
 
@@ -265,7 +268,7 @@ class Ablation:
         Raises:
             UserError: it failed, and names the log and its last line; or there is no such program.
         """
-        log = folder / "train.log"
+        log = folder / _LOG
         threads = str(max(1, (os.cpu_count() or 1) // self.config.jobs))
         with self._lock:
             if self._stopping:
@@ -332,6 +335,12 @@ class Ablation:
             ("train clips", f"{len(self.splits['train']):,}"),
             ("test clips", f"{len(self.splits['test']):,}"),
         ]
+
+
+def _say(text: str) -> None:
+    """A line beside the bar, if there is one."""
+    tqdm.write(f"run_ablation: {text}")
+    sys.stdout.flush()
 
 
 def _init_name(seed: int) -> str:
