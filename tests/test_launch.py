@@ -25,13 +25,13 @@ SRUN = """#!/bin/bash
 while [[ $1 == -* ]]; do shift; done
 echo "${SRUN_CPUS_PER_TASK:-1}" > "$STUBS/cores"
 below() { for child in $(pgrep -P $1); do echo $child; below $child; done; }
-for ((i = 0; i < SLURM_NNODES; i++)); do SLURM_NODEID=$i "$@" & pids+=($!); done
 hand_on() {
     targets=(${pids[@]})
     if [ $SIGNALLED = all ]; then for pid in ${pids[@]}; do targets+=($(below $pid)); done; fi
     kill -USR1 ${targets[@]}
 }
 trap hand_on USR1
+for ((i = 0; i < SLURM_NNODES; i++)); do SLURM_NODEID=$i "$@" & pids+=($!); done
 status=0
 for pid in ${pids[@]}; do
     while kill -0 $pid 2> /dev/null; do wait $pid; done
@@ -159,6 +159,7 @@ def test_the_signal_reaches_the_training_processes_of_each_node(tmp_path, slurm,
         (tmp_path / "run" / "checkpoints" / "step-00000003").mkdir(parents=True)
     job = start(slurm | {"SIGNALLED": reach}, tmp_path, "run", "--data", "x")
     wait_until(lambda: (tmp_path / "up-0").exists() and (tmp_path / "up-1").exists(), job)
+    time.sleep(0.5)  # the script sets its traps right after it has started these
     job.send_signal(number)
     job.communicate(timeout=30)
     assert job.returncode == 1 and (tmp_path / "run" / "checkpoints" / "step-00000002").is_dir()
@@ -185,3 +186,10 @@ def test_a_job_that_failed_comes_back_if_it_got_further(tmp_path, slurm, srun, s
     job.communicate(timeout=30)
     assert job.returncode == status
     assert requeued(slurm) == ([slurm["SLURM_JOB_ID"]] if comes_back else [])
+
+
+def test_without_cpus_per_task_srun_is_told_none(tmp_path, slurm):
+    """It refuses an empty number."""
+    stub(Path(slurm["STUBS"]) / "srun", '#!/bin/bash\n[ "${SRUN_CPUS_PER_TASK-none}" = none ]\n')
+    job = start({k: v for k, v in slurm.items() if k != "SLURM_CPUS_PER_TASK"}, tmp_path, "run", "--data", "x")
+    assert job.wait(timeout=30) == 0
