@@ -7,8 +7,9 @@ import torch
 from training.stream import fetch
 from training.stream.cache import ShardCache
 from training.stream.index import open_index
-from training.stream.loader import load, rank_shares
+from training.stream.loader import load
 from training.stream.order import Place, SampleStream
+from training.stream.shares import rank_shares
 
 
 def eventually(condition, seconds=60.0):

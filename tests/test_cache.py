@@ -12,8 +12,9 @@ from tests.remote_index import assert_same, block_shares, eventually, need, open
 from training.stream.ahead import check_cache
 from training.stream.cache_folder import FetchError, parse_size
 from training.stream.index import open_index
-from training.stream.loader import all_shares, load, rank_shares
+from training.stream.loader import load
 from training.stream.order import Place, SampleStream
+from training.stream.shares import all_shares, rank_shares
 
 
 @pytest.mark.parametrize("workers", [0, 2])

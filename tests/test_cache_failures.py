@@ -19,8 +19,9 @@ from training.stream import cache as cache_module
 from training.stream import fetch
 from training.stream.cache_folder import CacheFolder, FetchError
 from training.stream.index import open_index
-from training.stream.loader import load, rank_shares
+from training.stream.loader import load
 from training.stream.order import Place, SampleStream
+from training.stream.shares import rank_shares
 from training.stream.waiting import StopWaiting
 
 _IN_TIME = 60.0  # seconds: less than any limit that is not set in the test, and enough under load
@@ -188,7 +189,8 @@ _READS = """
 import json, sys
 from pathlib import Path
 from training.stream.index import open_index
-from training.stream.loader import load, rank_shares
+from training.stream.loader import load
+from training.stream.shares import rank_shares
 from training.stream.order import Place, SampleStream
 url, cache, size, rank = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 index = open_index(url, cache_dir=cache, cache_size=size)

@@ -6,8 +6,9 @@ import torch
 from tests.datasets import make_dataset
 from training.stream.cache_folder import FetchError
 from training.stream.index import open_index
-from training.stream.loader import load, rank_shares
+from training.stream.loader import load
 from training.stream.order import Place, SampleStream
+from training.stream.shares import rank_shares
 
 _NEEDS = "tests of s3:// need more than CI installs: pip install 'crossmae[remote]' 'moto[server]'"
 s3fs = pytest.importorskip("s3fs", reason=_NEEDS)

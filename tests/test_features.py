@@ -22,7 +22,8 @@ from training.evaluation.results import result_path, run_folder
 from training.model.config import config_from_dict
 from training.model.crossmae import CrossMAE
 from training.stream.index import open_index
-from training.stream.loader import all_shares, load
+from training.stream.loader import load
+from training.stream.shares import all_shares
 
 CPU = torch.device("cpu")
 

@@ -12,9 +12,10 @@ from shards_spec.errors import DamagedSampleError, UserError
 from shards_spec.sample import FBANK_MEMBER, FRAME_MEMBER
 from tests.datasets import make_dataset
 from training.stream.index import open_index
-from training.stream.loader import Normalise, load, rank_shares
+from training.stream.loader import Normalise, load
 from training.stream.order import Place, SampleStream, epoch_order
 from training.stream.reader import SampleReader
+from training.stream.shares import rank_shares
 
 SIZES = (5, 4, 3)
 START = Place()

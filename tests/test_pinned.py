@@ -8,10 +8,11 @@ import pytest
 from tests.datasets import make_dataset
 from training.stream import pinned
 from training.stream.index import open_index
-from training.stream.loader import load, rank_shares
+from training.stream.loader import load
 from training.stream.order import Place, SampleStream
 from training.stream.pinned import pin
 from training.stream.ring import Ring
+from training.stream.shares import rank_shares
 
 
 class FakeCuda:

@@ -158,7 +158,8 @@ _FAILS_IN_A_LOOP = """
 import sys
 from pathlib import Path
 from training.stream.index import open_index
-from training.stream.loader import all_shares, load
+from training.stream.loader import load
+from training.stream.shares import all_shares
 index = open_index(Path(sys.argv[1]))
 batches = load(index, all_shares(len(index), 2), seed=0, batch_size=2, workers=2)
 next(batches)

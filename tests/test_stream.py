@@ -13,8 +13,9 @@ from shards_spec.errors import DamagedSampleError
 from tests.datasets import make_dataset
 from tests.runs import ROOT
 from training.stream.index import open_index
-from training.stream.loader import load, rank_shares
+from training.stream.loader import load
 from training.stream.order import Place, SampleStream, block_order, epoch_order
+from training.stream.shares import rank_shares
 
 COUNTS = (11, 7, 13, 5, 9, 2, 6)  # 53 samples in 7 shards: nothing divides them
 
@@ -194,7 +195,8 @@ import json, sys, time
 from pathlib import Path
 import training.train  # imports are not what is timed
 from training.stream.index import open_index
-from training.stream.loader import load, rank_shares
+from training.stream.loader import load
+from training.stream.shares import rank_shares
 from training.stream.order import Place, SampleStream
 begin = time.perf_counter()
 index = open_index(Path(sys.argv[1]))

@@ -32,9 +32,10 @@ from tools.benchmarks.loader_data import SHARD_SAMPLES, write_long, write_sample
 from tools.benchmarks.loader_peers import Loader, map_style, peers
 from tools.benchmarks.loader_start import LONG_SHARDS, instant
 from training.stream.index import DatasetIndex, SamplePlace, open_index
-from training.stream.loader import load, rank_shares
+from training.stream.loader import load
 from training.stream.order import Place, SampleStream
 from training.stream.ring import make_slots
+from training.stream.shares import rank_shares
 
 _WARM_BATCHES = 8  # not timed: processes start, and pages of slots and buffers come into being
 FLOOR = "floor, one core"

@@ -32,8 +32,9 @@ from training.flops import flops_per_sample, peak_flops
 from training.model import PRESETS, CrossMAEConfig, with_variant
 from training.model.config import Preset
 from training.stream.index import open_index
-from training.stream.loader import load, rank_shares
+from training.stream.loader import load
 from training.stream.order import Place, SampleStream
+from training.stream.shares import rank_shares
 
 _WARM_STEPS = 2
 _STEPS = 10

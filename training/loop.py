@@ -38,8 +38,9 @@ from training.resume import check_same_run, checkpoint_to_resume
 from training.run_folder import METRICS_FILE, StepLog, keys_file, lock_run
 from training.stream.ahead import check_cache
 from training.stream.index import DatasetIndex
-from training.stream.loader import Batch, Normalise, load, rank_shares
+from training.stream.loader import Batch, Normalise, load
 from training.stream.order import Place, SampleStream
+from training.stream.shares import rank_shares
 from training.stream.waiting import StopWaiting
 
 

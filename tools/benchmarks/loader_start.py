@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from training.checkpoint import TrainState
 from training.stream.index import open_index
-from training.stream.loader import load, rank_shares
+from training.stream.loader import load
 from training.stream.order import Place, SampleStream, epoch_order
+from training.stream.shares import rank_shares
 
 LONG_SHARDS = 3907  # of 512: AudioSet's 2 million clips
 _REPEATS = 5

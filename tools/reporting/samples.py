@@ -27,8 +27,9 @@ from training.evaluation.features import LoadedModel
 from training.model.crossmae import View
 from training.model.patches import FBANK_GRID, IMAGE_GRID, unpatchify_fbank, unpatchify_image
 from training.stream.index import DatasetIndex
-from training.stream.loader import Normalise, Share, load
+from training.stream.loader import Normalise, load
 from training.stream.order import Numbers, Place, SampleStream
+from training.stream.shares import Share
 
 SEED = 0  # of the samples shown and of their masks: not the run's, so that reports of several runs can be compared
 

@@ -26,8 +26,9 @@ from training.evaluation.metadata import all_numbers, sample_keys
 from training.evaluation.options import Session
 from training.evaluation.results import Result, Rows
 from training.evaluation.row_cache import PIECE, cached_rows
-from training.stream.loader import Share, load
+from training.stream.loader import load
 from training.stream.order import Numbers
+from training.stream.shares import Share
 
 # N clips, B of a batch, SECONDS = 10 segments of each, D features, C events.
 _YTID_LENGTH = 11

@@ -21,8 +21,9 @@ from training.evaluation.row_cache import PIECE, cached_rows
 from training.finetune.classifier import LoadedClassifier, load_classifier
 from training.finetune.labels import Labels, check_single, class_list_hash, read_labels
 from training.stream.index import DatasetIndex, open_index
-from training.stream.loader import Share, load
+from training.stream.loader import load
 from training.stream.order import Numbers
+from training.stream.shares import Share
 
 # B samples, N in all, C classes, D features, F frames of a sample, S pixels a side.
 ROWS = {"a": "audio", "v": "image", "av": "audio + image"}

@@ -24,8 +24,9 @@ from training.model.config import config_from_dict
 from training.model.crossmae import CrossMAE
 from training.model.encoder import Features
 from training.stream.index import DatasetIndex
-from training.stream.loader import Normalise, Share, load
+from training.stream.loader import Normalise, load
 from training.stream.order import Numbers
+from training.stream.shares import Share
 
 # B samples, N samples in all, D features, S pixels a side.
 Precision = Literal["auto", "fp32", "bf16"]

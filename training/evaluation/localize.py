@@ -25,8 +25,9 @@ from training.evaluation.row_cache import Rows as TensorRows
 from training.evaluation.row_cache import cached_rows
 from training.model.patches import IMAGE_GRID, IMAGE_TOKENS
 from training.stream.index import DatasetIndex
-from training.stream.loader import Share, load
+from training.stream.loader import load
 from training.stream.order import Numbers, sample_seeds
+from training.stream.shares import Share
 
 # N samples with boxes, S pixels a side.
 Heatmap = Literal["cosine", "cls-attention"]

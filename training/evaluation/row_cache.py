@@ -22,8 +22,8 @@ from torch import Tensor
 
 from shards_spec.atomic import atomic_path
 from training.evaluation.progress import progress
-from training.stream.loader import Share
 from training.stream.order import Numbers
+from training.stream.shares import Share
 
 PIECE = 128  # consecutive sample numbers of a piece. Batches do not cross pieces, so neither the number of processes
 #              nor an interruption changes which samples are computed together, and results are equal to the bit.

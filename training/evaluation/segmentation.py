@@ -29,8 +29,8 @@ from training.evaluation.heads.segmentation_metrics import frame_scores, summari
 from training.evaluation.results import Result, Rows, run_folder
 from training.evaluation.row_cache import PIECE, cached_rows
 from training.model.patches import IMAGE_GRID, IMAGE_TOKENS
-from training.stream.loader import Share
 from training.stream.order import Numbers
+from training.stream.shares import Share
 
 # V videos, F annotated frames of each, B frames, D features, C channels, S pixels a side.
 _PAPER: Rows = {

@@ -6,7 +6,6 @@ shares ──looked at ahead──> expect ──> shares, each when its shards 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,10 +13,8 @@ from shards_spec.errors import UserError
 from training.stream.cache import ShardCache
 from training.stream.index import DatasetIndex
 from training.stream.order import Numbers, Place, SampleStream
+from training.stream.shares import Share
 from training.stream.waiting import Stopping, never
-
-if TYPE_CHECKING:
-    from training.stream.loader import Share
 
 _SHARES_AHEAD = 4096  # looked at before they are read, at most
 
@@ -26,7 +23,7 @@ _SHARES_AHEAD = 4096  # looked at before they are read, at most
 class _Step:
     """A share, and what it needs."""
 
-    share: "Share"
+    share: Share
     own: list[int]  # remote shards of its samples
     together: list[int]  # ... and of the samples that all ranks take at the same time
 
@@ -42,7 +39,7 @@ class Ahead:
         stopping: looked at while shards are waited for.
     """
 
-    def __init__(self, index: DatasetIndex, shares: "Iterable[Share]", stopping: Stopping = never) -> None:
+    def __init__(self, index: DatasetIndex, shares: Iterable[Share], stopping: Stopping = never) -> None:
         assert index.cache is not None
         self._index, self._cache = index, index.cache
         self._stopping = stopping
@@ -69,7 +66,7 @@ class Ahead:
         self._head_is_held = False
         self._cache.__exit__()
 
-    def __iter__(self) -> "Iterator[Share]":
+    def __iter__(self) -> Iterator[Share]:
         """The shares. Waits for the shards of each.
 
         Raises:
@@ -133,7 +130,7 @@ class Ahead:
             self._told = wanted
             self._cache.expect(wanted)
 
-    def _see(self, share: "Share | None") -> _Step | None:
+    def _see(self, share: Share | None) -> _Step | None:
         if share is None:
             return None
         own = remote_shards(self._index, share.numbers)

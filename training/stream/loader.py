@@ -1,6 +1,6 @@
-"""Sample numbers -> batches, in the order's order.
+"""Shares of the order -> batches.
 
-SampleStream.take ──> this rank's share of each step ──> ring: read, check, decode ──> Batch ──> device: normalise
+shares ──> ring: read, check, decode ──> Batch ──> device: normalise
 """
 
 from collections import Counter
@@ -8,34 +8,20 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from shards_spec.errors import DamagedSampleError
 from training.stream.ahead import Ahead
 from training.stream.index import DatasetIndex, SamplePlace
-from training.stream.order import Numbers, Place, SampleStream, rank_slice, sample_seeds
+from training.stream.order import Place, SampleStream, sample_seeds
 from training.stream.ring import Damage, Ring
+from training.stream.shares import Share
 from training.stream.waiting import Stopping, never
 
 # B samples, T fbank rows, M mel bins, S pixels a side.
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, as MAE and every timm ViT
 IMAGE_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Share:
-    """Which samples to load together: their numbers in the index and the epochs they belong to, int64 [B].
-
-    `first` is the place in the stream of the first one; the others follow it. `together` are the samples that all
-    ranks take in the same step, None where there is one rank.
-    """
-
-    numbers: Numbers
-    epochs: Numbers
-    first: int = 0
-    together: Numbers | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,39 +37,6 @@ class Batch:
     image: Tensor  # uint8 [B, S, S, 3]
     fbank: Tensor  # float16 [B, T, M]
     replaced: list[str]  # what was wrong with samples that others stand in for
-
-
-def rank_shares(
-    stream: SampleStream,
-    place: Place,
-    *,
-    steps: int,
-    batch_size: int,
-    rank: int = 0,
-    world: int = 1,
-    micro_steps: int = 1,
-) -> Iterator[Share]:
-    """A rank's share of each of `steps` steps from `place` on, in `micro_steps` equal pieces."""
-    mine = rank_slice(batch_size, rank, world)
-    size = (mine.stop - mine.start) // micro_steps
-    for _ in range(steps):
-        numbers, epochs = stream.take(place, batch_size)
-        for start in range(mine.start, mine.stop, size):
-            piece = slice(start, start + size)
-            yield Share(
-                numbers=numbers[piece],
-                epochs=epochs[piece],
-                first=place.samples_done(stream.n) + start,
-                together=numbers,
-            )
-        place = place.advance(batch_size, stream.n)
-
-
-def all_shares(n: int, batch_size: int) -> Iterator[Share]:
-    """Every sample once, in the index's own order, for evaluation."""
-    for start in range(0, n, batch_size):
-        numbers = np.arange(start, min(start + batch_size, n))
-        yield Share(numbers=numbers, epochs=np.zeros_like(numbers))
 
 
 def load(
