@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -260,6 +261,23 @@ def test_a_gradient_that_is_not_finite_is_never_saved(told, dataset, tmp_path, m
     assert "train.py: stopped: the gradient of step 3 is not finite (loss " in said and "its samples: clip" in said
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000001", "step-00000002"]
     assert all(torch.isfinite(t).all() for t in weights(tmp_path / "run").values())
+
+
+LATE = """import os, signal, sys
+from training.train import main
+
+class Late:
+    def __del__(self, kill=os.kill, process=os.getpid(), number=signal.SIGUSR1):  # as Python takes its modules apart
+        kill(process, number)
+
+late = Late()
+main(sys.argv[1:])
+"""
+
+
+def test_a_warning_that_comes_after_the_end_changes_nothing(dataset, tmp_path):
+    told = [f"--data={dataset}", f"--out={tmp_path / 'run'}", *COMMON, "--steps=1"]
+    run_to_end([sys.executable, "-c", LATE, *SMALL, *told])  # Slurm's, between the last checkpoint and the exit
 
 
 def test_too_little_memory_is_told_in_two_lines(dataset, tmp_path, monkeypatch, capsys):

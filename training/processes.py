@@ -160,6 +160,12 @@ class StopRequest:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
 
+    def close(self) -> None:
+        """Nothing is left to save. A warning now would only make a failure of a run that has ended well: Python hands
+        signals back to the system before it is gone.
+        """
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
     def interrupts(self) -> bool:
         """Whether a wait for data should be broken off: one process may stop at any time, the state is that after its
         last step. Several go on waiting: others may be in the step already and wait for this process there.
