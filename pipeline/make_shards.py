@@ -11,6 +11,7 @@ import functools
 import gc
 import math
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -94,10 +95,8 @@ def run(config: MakeShardsConfig, *, make: Make | None = None) -> int:
         if share.is_whole:
             return _finish(config, plan)
     mine = sum(share.has(number) for number in range(plan.shards))
-    _say(
-        f"{share}: its {mine:,} of {plan.shards:,} shards are there; when all tasks are done: "
-        f"make-shards --out {config.out} --finalize --task-count {share.count}"
-    )
+    finalize = shlex.join(["make-shards", "--out", str(config.out), "--finalize", "--task-count", str(share.count)])
+    _say(f"{share}: its {mine:,} of {plan.shards:,} shards are there; when all tasks are done: {finalize}")
     return 0
 
 

@@ -5,15 +5,18 @@ import os
 import signal
 import subprocess
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from shards_spec.errors import UserError
 from tests.datasets import make_dataset
 from tests.runs import command_line, environment, run_to_end, train
+from tests.test_model_step import Waits
 from tests.test_probe import with_classes
 from tests.test_train import assert_same_weights, keys, losses, wait_for
 from training.checkpoint import checkpoints
@@ -22,8 +25,9 @@ from training.finetune.augment import AugmentConfig, Mix, augment, draw_mix, mix
 from training.finetune.balanced import BalancedStream, sample_weights
 from training.finetune.classifier import Classifier, follow, load_classifier
 from training.finetune.config import parse_finetune
-from training.finetune.finetune import layer_scale, parameter_groups, smooth
+from training.finetune.finetune import Finetuning, layer_scale, parameter_groups, smooth
 from training.finetune.labels import Labels, read_labels
+from training.loop import Inputs
 from training.model.config import PRESETS, EncoderConfig
 from training.stream.index import open_index
 from training.stream.order import Place, sample_seeds
@@ -202,6 +206,29 @@ def test_the_mean_of_the_late_weights():
         follow(classifier, steps_done=step, begin=1)
     torch.testing.assert_close(classifier.average.head.weight, torch.full((3, 16), 16 / 3))
     assert (int(classifier.steps_done), int(classifier.steps_averaged)) == (4, 3)
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 11), reason="torch 2.7 asks a real GPU for random numbers here")
+def test_a_step_is_taken_on_the_device_and_never_waits_for_it(monkeypatch):
+    """On a pretended GPU. The targets come out of page-locked memory: from there alone a copy goes on by itself."""
+    locked = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: locked.append(tensor) or tensor)
+    options = ["--data=d", "--out=o", "--augment.mixup=0.5", "--augment.spec-frequency=48", "--augment.spec-time=192"]
+    options += ["--augment.noise=0.1", "--augment.shift=16", "--label-smoothing=0.1", "--loss=bce"]
+    config = replace(parse_finetune(options), encoder=TINY, classes=4, fbank_mean=-4.0, fbank_std=4.0)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.device("cuda"):
+            task = Finetuning(config, labels_of([2, 0], [], [1]))
+            inputs = Inputs(
+                image=torch.empty(3, 3, 224, 224),
+                fbank=torch.empty(3, 1024, 128),
+                seeds=torch.empty(3, dtype=torch.int64),
+                numbers=torch.arange(3, device="cpu"),
+            )
+        monkeypatch.setattr(task.labels.__class__, "matrix", lambda *_: np.zeros((3, 4), np.float32))
+        with Waits() as waits:
+            loss, _ = task.losses(task.weights, inputs, 0)
+    assert loss.device.type == "cuda" and waits.found == [] and len(locked) == 1
 
 
 # -------------------------------------------------------------------- recipes

@@ -58,7 +58,9 @@ def test_forward_and_backward_compile_as_one_graph(kind: str) -> None:
 
 
 class Waits(TorchDispatchMode):
-    """Collects the calls for which the host would wait for a device: values read, and shapes that depend on values."""
+    """Collects the calls for which the host would wait for a device: values read, shapes that depend on values, and,
+    to a pretended GPU, copies that are not told to go on by themselves.
+    """
 
     NAMES = frozenset(
         {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "_linalg_eigh"}
@@ -73,9 +75,12 @@ class Waits(TorchDispatchMode):
         by_mask = name.startswith("index") and any(
             i is not None and i.dtype == torch.bool for a in args if isinstance(a, (list, tuple)) for i in a
         )
-        if name in self.NAMES or by_mask:
+        kwargs = kwargs or {}
+        to = kwargs.get("device")
+        is_upload = name == "_to_copy" and to is not None and to.type == "cuda" and args[0].device.type == "cpu"
+        if name in self.NAMES or by_mask or (is_upload and not kwargs.get("non_blocking")):
             self.found.append(name)
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,9 +110,20 @@ def test_every_tensor_is_made_on_the_device(kind: str) -> None:
         with torch.device("cuda"):
             model = CrossMAE(KINDS[kind])
         image, fbank, seeds = (x.to("cuda") for x in batch())
-        output = model(image, fbank, seeds)
-        assert output.loss.device.type == "cuda" and output.loss.dtype == torch.float32
-        assert all(value.device.type == "cuda" for value in diagnose(model, image, fbank, seeds).values())
+        with Waits() as waits:
+            output = model(image, fbank, seeds)
+        assert output.loss.device.type == "cuda" and output.loss.dtype == torch.float32 and waits.found == []
+        with Waits() as waits:
+            assert all(value.device.type == "cuda" for value in diagnose(model, image, fbank, seeds).values())
+        assert set(waits.found) <= {"_linalg_eigh"}
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 11), reason="torch 2.7 asks a real GPU for random numbers here")
+def test_uploads_that_wait_are_seen() -> None:
+    with FakeTensorMode(), Waits() as waits:
+        torch.tensor(1.0, device="cuda")
+        torch.zeros(3).to("cuda", non_blocking=True)
+    assert waits.found == ["_to_copy"]
 
 
 def test_compiled_under_autocast_it_is_one_graph() -> None:

@@ -84,7 +84,7 @@ def mix_fbanks(fbank: Tensor, mix: Mix, *, mean: float, std: float) -> Tensor:
     Args:
         mean, std: what the fbanks were normalised with.
     """
-    padding = torch.tensor((0.0 - mean) / std, dtype=fbank.dtype, device=fbank.device)
+    padding = (0.0 - mean) / std  # a number: to make a tensor of it on a GPU would wait for the GPU
     is_padding = ((fbank - padding).abs() < 1e-6).all(dim=2, keepdim=True)  # [B, T, 1]
     power = torch.where(is_padding, 0.0, (fbank * std + mean).exp())
     share = mix.share.view(-1, 1, 1)

@@ -108,7 +108,10 @@ class Finetuning:
         """The classification loss of a piece, augmented."""
         config = self.config
         assert config.fbank_mean is not None and config.fbank_std is not None
-        targets = torch.from_numpy(self.labels.matrix(inputs.numbers.numpy())).to(inputs.image.device)
+        targets = torch.from_numpy(self.labels.matrix(inputs.numbers.numpy()))
+        if inputs.image.is_cuda:  # a copy from memory that is not page-locked would wait for the device
+            targets = targets.pin_memory()
+        targets = targets.to(inputs.image.device, non_blocking=True)
         image, fbank, targets = augment(
             inputs.image,
             inputs.fbank,

@@ -67,12 +67,12 @@ def mask_audio(seeds: Tensor, grid: tuple[int, int], ratio: float, strategy: Aud
     """
     times, bands = grid
     tokens = times * bands
+    if strategy == "random":  # all equals: one sort, where the others take seven
+        return _keep_first(noise(seeds, AUDIO_MASK, tokens).argsort(dim=1, stable=True), kept_count(tokens, 1 - ratio))
     fine = _ranks(noise(seeds, AUDIO_MASK, tokens))  # [B, N]
     time = _ranks(noise(seeds, AUDIO_TIME, times)).repeat_interleave(bands, dim=1)  # [B, N], token t * bands + f
     band = _ranks(noise(seeds, AUDIO_FREQUENCY, bands)).repeat(1, times)  # [B, N]
-    if strategy == "random":
-        coarse = torch.zeros_like(fine)
-    elif strategy == "time":
+    if strategy == "time":
         coarse = time
     elif strategy == "frequency":
         coarse = band
