@@ -1,6 +1,6 @@
 """Masks: their counts, their polarity, and that a sample's mask is its seed's alone."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -109,6 +109,20 @@ def test_every_token_is_as_often_visible() -> None:
     for name, mask in masks(seeds).items():
         share = (~mask.is_masked).float().mean(dim=0)
         assert share.min() > 0.21 and share.max() < 0.29, name  # 0.25, 5.8 standard deviations
+
+
+def test_random_audio_masks_take_one_sort(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an image's. A compiler for GPUs unrolls a sort of 512: one more takes it many seconds."""
+    expected = noise(SEEDS, AUDIO_MASK, FBANK_TOKENS).argsort(dim=1, stable=True)[:, :128].sort(dim=1).values
+    real, sorts = Tensor.argsort, list[Tensor]()
+
+    def note(values: Tensor, *args: Any, **rest: Any) -> Tensor:
+        sorts.append(values)
+        return real(values, *args, **rest)
+
+    monkeypatch.setattr(Tensor, "argsort", note)
+    assert torch.equal(mask_audio(SEEDS, FBANK_GRID, 0.75, "random").visible, expected)
+    assert len(sorts) == 1
 
 
 def test_structured_masks_keep_steps_bands_and_rectangles() -> None:
