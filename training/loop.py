@@ -190,7 +190,6 @@ class Loop:
                 self._save(is_last=ending)
                 last_saved = self.step
         bar.close()
-        stop.close()
         self._close(stop.signal if stopping and self.step < self.steps else None)
         return self.step == self.steps
 

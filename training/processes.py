@@ -1,5 +1,6 @@
 """The processes of a run: how many there are, how they agree to stop, and the trackers that the first one tells."""
 
+import atexit
 import importlib
 import json
 import os
@@ -156,15 +157,11 @@ class StopRequest:
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._receive)
+        # As it ends, Python hands signals back to the system, which would make a failure of a run that has ended well.
+        atexit.register(signal.signal, signal.SIGUSR1, signal.SIG_IGN)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-
-    def close(self) -> None:
-        """Nothing is left to save. A warning now would only make a failure of a run that has ended well: Python hands
-        signals back to the system before it is gone.
-        """
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
     def interrupts(self) -> bool:
         """Whether a wait for data should be broken off: one process may stop at any time, the state is that after its
