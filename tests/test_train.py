@@ -277,7 +277,8 @@ main(sys.argv[1:])
 
 def test_a_warning_that_comes_after_the_end_changes_nothing(dataset, tmp_path):
     told = [f"--data={dataset}", f"--out={tmp_path / 'run'}", *COMMON, "--steps=1"]
-    run_to_end([sys.executable, "-c", LATE, *SMALL, *told])  # Slurm's, between the last checkpoint and the exit
+    said = run_to_end([sys.executable, "-c", LATE, *SMALL, *told]).stdout  # Slurm's, before the exit
+    assert "done: step 1 of 1" in said
 
 
 def test_too_little_memory_is_told_in_two_lines(dataset, tmp_path, monkeypatch, capsys):
