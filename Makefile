@@ -5,13 +5,14 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
-CONSTRAINTS ?= $(or $(shell cat $(INSTALLED) 2>/dev/null),constraints.txt)
+INSTALLED_WITH := $(shell cat $(INSTALLED) 2>/dev/null)
+CONSTRAINTS ?= $(or $(INSTALLED_WITH),constraints.txt)
 
 .PHONY: install demo test lint check clean
 
 install: $(INSTALLED)
 
-ifneq ($(CONSTRAINTS),$(shell cat $(INSTALLED) 2>/dev/null))
+ifneq ($(CONSTRAINTS),$(INSTALLED_WITH))
 .PHONY: $(INSTALLED)
 endif
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)

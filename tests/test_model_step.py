@@ -42,19 +42,24 @@ BACKENDS = {  # one traces forward and backward; the others, which have nothing 
 }
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
-def test_forward_and_backward_compile_as_one_graph(kind: str) -> None:
-    """No control flow on data, no graph break; only the tracing is ours, so the kernels stay eager."""
-    config = replace(KINDS[kind], pixel=replace(KINDS[kind].pixel, depth=1))  # tracing takes seconds a layer
-    eager, traced = build(config), build(config)
+def assert_compiled_is_eager(config: CrossMAEConfig, **how: Any) -> None:
+    """Losses and every gradient, in one graph."""
+    eager, compiled = build(config), build(config)
     torch.compiler.reset()
-    output = torch.compile(traced, backend=BACKENDS[kind], fullgraph=True)(*batch())
+    output = torch.compile(compiled, fullgraph=True, **how)(*batch())
     output.loss.backward()
     expected = eager(*batch())
     expected.loss.backward()
     torch.testing.assert_close(output.loss, expected.loss)
-    assert output.parts.keys() == expected.parts.keys()
-    torch.testing.assert_close(gradients(traced), gradients(eager))
+    torch.testing.assert_close(output.parts, expected.parts)
+    torch.testing.assert_close(gradients(compiled), gradients(eager))
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_forward_and_backward_compile_as_one_graph(kind: str) -> None:
+    """No control flow on data, no graph break; only the tracing is ours, so the kernels stay eager."""
+    config = replace(KINDS[kind], pixel=replace(KINDS[kind].pixel, depth=1))  # tracing takes seconds a layer
+    assert_compiled_is_eager(config, backend=BACKENDS[kind])
 
 
 class Waits(TorchDispatchMode):
@@ -138,16 +143,9 @@ def test_compiled_under_autocast_it_is_one_graph() -> None:
 
 @needs_compiler
 def test_the_compiled_kernels_give_what_eager_ones_give() -> None:
-    """Losses and every gradient through inductor, as with --compile; without vector code, which takes g++ minutes."""
+    """Through inductor, as with --compile; without vector code, which takes g++ minutes."""
     config = replace(SMALLEST, encoder=replace(SMALLEST.encoder, depth=1), pixel=replace(SMALLEST.pixel, depth=1))
-    eager, fused = build(config), build(config)
-    torch.compiler.reset()
-    output = torch.compile(fused, fullgraph=True, options={"cpp.simdlen": 1})(*batch())
-    output.loss.backward()
-    expected = eager(*batch())
-    expected.loss.backward()
-    torch.testing.assert_close(output.parts, expected.parts)
-    torch.testing.assert_close(gradients(fused), gradients(eager))
+    assert_compiled_is_eager(config, options={"cpp.simdlen": 1})
 
 
 def test_only_visible_tokens_are_encoded_and_targets_keep_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
