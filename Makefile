@@ -18,6 +18,7 @@ endif
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
 	  { echo "make: $(PYTHON) is not Python 3.10 to 3.12: run 'make PYTHON=/path/to/python3.11 ...'" >&2; exit 2; }
+	@rm -f "$@"
 	$(PYTHON) -m venv "$(VENV)"
 	$(PY) -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
 	@echo "$(CONSTRAINTS)" > "$@"

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -54,11 +55,10 @@ def parse(
 
 
 def _unboxed(box: str) -> str:
-    """The message in tyro's frame: the rows above its first rule, as one line."""
-    rows = [re.sub(r"\s+", " ", row.strip("│ ")) for row in re.split(r"\n", re.sub("\x1b\\[[0-9;]*m", "", box))]
-    message = []
-    for row in rows[1:]:
-        if row.startswith(("─", "╰")):
-            break
-        message.append(row)
+    """The message in tyro's frame, as one line: between its title and its first rule, of dashes where not of lines."""
+    plain = re.sub("\x1b\\[[0-9;]*m", "", box)
+    rows = [re.sub(r"\s+", " ", row.strip("│ ")) for row in plain.split("\n")][1:]
+    if set(rows[0]) == {"-"}:
+        rows = rows[1:]
+    message = itertools.takewhile(lambda row: not (row.startswith(("─", "╰")) or set(row) == {"-"}), rows)
     return " ".join(message)

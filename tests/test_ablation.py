@@ -124,7 +124,19 @@ def test_one_seed_decides_no_more_than_its_clips(low, high, clips, counted):
         Run(row=row, start="scratch", seed=0): {"localization/CIoU": value}
         for row, value in (("selfmae", low), ("crossmae", high))
     }
-    assert f"pairs as in the paper: {counted} (" in order_lines(table_rows(runs, {}), clips)[0]
+    line = order_lines(table_rows(runs, {}), clips)[0]
+    assert f"pairs as in the paper: {counted} (" in line
+    assert line.endswith("; 2 of 2 rows have one seed, their spread is unknown)")
+
+
+@pytest.mark.parametrize(("single", "agreeing"), [(14, 2), (15, 3), (16, 2)])
+def test_a_row_of_one_seed_is_taken_to_spread_as_the_others(single, agreeing):
+    """selfmae 10 +- 1.41, crossmae 23 +- 4.24, pooled 3.16: cl-av must be 4.58 above the one, 7.40 below the other."""
+    values = {("selfmae", 0): 9, ("selfmae", 1): 11, ("cl-av", 0): single, ("crossmae", 0): 20, ("crossmae", 1): 26}
+    runs = {Run(row=row, start="scratch", seed=seed): metrics(value) for (row, seed), value in values.items()}
+    ciou = order_lines(table_rows(runs, {}), clips=10**6)[0]
+    assert f"pairs as in the paper: {agreeing}, the other way: 0, undecided: {3 - agreeing} (" in ciou
+    assert ciou.endswith("; 1 of 3 rows have one seed, their spread is taken as 3.2)")
 
 
 def test_text_table_is_two_and_leaves_out_what_is_not_measured():
@@ -315,9 +327,34 @@ def mistake(capsys, *arguments):
 
 
 def test_a_run_that_fails_is_named(world, tmp_path, capsys):
-    told = [f"--data={world}", f"--out={tmp_path}", "--starts", "scratch", "--steps=2", "--options=--no-such-flag"]
-    said = mistake(capsys, *told, "--variants=cl-av", "--seeds=1").splitlines()[-1]
-    assert "a run ended with status 2" in said and "cl-av-scratch-seed0/train.log" in said and "--no-such-flag" in said
+    told = [f"--data={world}", f"--out={tmp_path}", "--starts", "scratch", "--steps=2", "--options=--init=not/there"]
+    said = mistake(capsys, *told, "--variants=cl-av", "--seeds=1")
+    assert "a run ended with status 2" in said and "cl-av-scratch-seed0/train.log" in said and "not/there" in said
+
+
+def test_what_cannot_work_is_refused_before_anything_is_trained(world, tmp_path, capsys):
+    out, few = tmp_path / "out", tmp_path / "few"
+    told = [f"--out={out}", "--variants=cl-av", "--seeds=1", "--starts", "scratch"]
+    said = mistake(capsys, *told, f"--data={world}", "--row=mine=--variant selfmae --no-such-flag")
+    assert "row mine: Unrecognized options: --no-such-flag" in said
+    said = mistake(capsys, *told, f"--data={world}", "--options=--model.mask.image-ratio=2")
+    assert "row cl-av: Error parsing model.mask: mask.image_ratio is 2.0" in said
+    make_world([str(few), "--direct", "--splits=train:2,test:1", "--classes=25", "--workers=1"])
+    said = mistake(capsys, *told, f"--data={few}")
+    assert "of 1 test clips none sounds of a class" in said
+    assert not out.exists()
+
+
+def test_what_earlier_commands_made_stays_in_the_table(world, tmp_path, calls):
+    told = [f"--data={world}", f"--out={tmp_path}", "--seeds=1"]
+    main([*told, "--variants=selfmae", "--starts", "init", "--row=own=--variant cl-av"])
+    main([*told, "--variants=cl-av", "--starts", "scratch"])
+    results = json.loads((tmp_path / "results.json").read_text())
+    trained = [(row["name"], row["start"]) for row in results["rows"] if row["start"]]
+    assert trained == [("selfmae", "init"), ("own", "init"), ("cl-av", "scratch")]
+    assert "start: SelfMAE" in [row["name"] for row in results["rows"]]
+    assert ["runs", "3 of 3"] in results["config"]
+    assert sum(out == "world-untrained.json" for _, out, _ in calls) == 1
 
 
 def test_an_unknown_row_is_named(world, tmp_path, capsys):
@@ -386,13 +423,14 @@ def launched(world, tmp_path):
     return [f"--data={world}", f"--out={tmp_path / 'out'}", "--seeds=1", "--starts", "scratch", "--launch", launch]
 
 
-def test_a_signal_stops_what_a_launcher_started(launched, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_stops_what_a_launcher_started(launched, tmp_path, number):
     command = [sys.executable, "-m", "tools.run_ablation", *launched, "--variants=cl-av"]
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "up").exists():
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in said
     assert (tmp_path / "saved").exists()

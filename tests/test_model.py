@@ -1,5 +1,6 @@
 """The whole model: gradients of every variant, every switch, what conditions what, and a golden loss."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -135,6 +136,47 @@ def test_a_top_ratio_of_0_builds_no_cross_attention_on_that_side() -> None:
     in_blocks = [name for name, _ in build(switched("pixel", conditioning="every_block")).named_parameters()]
     assert not any(".condition." in name for name in in_blocks)
     assert sum(name.startswith("image_decoder") and name.endswith("cross.q.weight") for name in in_blocks) == 2
+
+
+def halves(generator: torch.Generator, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of two bits each: left and right half of the image, first and second half of the sound, +1 or -1."""
+    bits = torch.randint(0, 2, (count, 2), generator=generator) * 2.0 - 1
+    image = bits[:, None, None].repeat_interleave(112, dim=3).expand(-1, 3, 224, -1)
+    fbank = bits[:, :, None].repeat_interleave(512, dim=1).expand(-1, -1, 128)
+    return image, fbank, torch.randint(0, 2**31, (count,), generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("side", "conditioning", "steps"), [("image", "first", 150), ("image", "every_block", 50), ("audio", "first", 100)]
+)
+def test_what_the_other_modality_alone_can_tell_is_learned(side: str, conditioning: str, steps: int) -> None:
+    """One or two patches of a side are left, which show one of its halves: the other half is told by the other side.
+
+    The pixel loss alone teaches it, through the Attentive Tokens. With those of another pair it must be far higher.
+    """
+    config = with_variant(switched("pixel", norm_pix=False, conditioning=conditioning), "cl-crosscdtmae")
+    mask, attentive = ({f"{side}_ratio": ratio} for ratio in (0.997, 1.0))
+    config = replace(config, mask=replace(config.mask, **mask), attentive=replace(config.attentive, **attentive))
+    model, generator = build(config), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    decoder = model.image_decoder if side == "image" else model.audio_decoder
+    assert decoder is not None
+
+    def losses(count: int) -> list[Tensor]:
+        image, fbank, seeds = halves(generator, count)
+        own, other = model.see_image(image, seeds), model.see_audio(fbank, seeds)
+        patches = patchify_image(image)
+        if side == "audio":
+            own, other, patches = other, own, patchify_fbank(fbank)
+        told = (other.attentive, other.attentive.roll(1, dims=0))
+        return [model.pixel_loss(decoder(own.features, own.mask.visible, t), patches, own.mask) for t in told]
+
+    for _ in range(steps):
+        optimizer.zero_grad()
+        losses(16)[0].backward()
+        optimizer.step()
+    matched, shuffled = losses(64)
+    assert matched < 0.8 * shuffled, (matched.item(), shuffled.item())
 
 
 @pytest.mark.parametrize(("target", "conditioning"), [("self", "first"), ("cross", "first"), ("cross", "every_block")])

@@ -29,7 +29,7 @@ from tools.world.checks import (
     shortcuts,
     trivial_regions,
 )
-from tools.world.classes import make_classes
+from tools.world.classes import MOTIONS, make_classes
 from tools.world.masks import mask_of
 from tools.world.request import make_world as world_of
 from tools.world.request import parse_splits
@@ -198,6 +198,17 @@ def test_sound_and_picture_share_pulse_pitch_and_loudness(world):
         assert level[frame + 4] > 10 * level[frame - 4]  # a strike after silence
         assert pulse_at(voice, np.array([onset + 1e-6])).drive[0] == pytest.approx(1, abs=1e-3)
     assert pulse_at(voice, np.array([1.9, 7.1])).drive.tolist() == [0, 0]
+
+
+def test_objects_rest_before_their_voice_begins_and_after_it_ends(world):
+    actors = [actor for i in range(250) for actor in world.scene("train", i).actors]
+    before = [actor for actor in actors if actor.voice.start > 1]
+    after = [actor for actor in actors if actor.voice.end < 8]
+    for resting, times in ((before, [0.0, 0.4, 0.9]), (after, [8.0, 8.7, 9.9])):
+        assert {actor.voice.kind.motion for actor in resting} == set(range(len(MOTIONS)))
+        for actor in resting:
+            states = actor.states(times)
+            assert states[0] == states[1] == states[2], actor.voice.kind.name
 
 
 def test_low_voices_are_large_and_loud_ones_bright(world):

@@ -58,7 +58,7 @@ class MakeWorldConfig:
     """Classes. 25 are easier to learn."""
     level: LevelName = "full"
     """easy: what a small model learns on a CPU; shapes and textures have hues of their own, half of the scenes have a
-    single large object, no noise."""
+    single large object, hardly any noise."""
     direct: bool = False
     """Write shards straight away, without encoding and decoding any media file."""
     masks: MaskTimes | None = None

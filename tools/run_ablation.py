@@ -6,7 +6,7 @@
     ABLATION/ablation.json              what all runs share: the budget, the fingerprints of the datasets, own rows
     ABLATION/runs/init-seed0/           the SelfMAE run on other clips (WORLD/init) that the variants start from
     ABLATION/runs/crossmae-init-seed0/  a run folder of train.py, with world.json (what was measured) and train.log
-    ABLATION/results.json, table.md, report.html    of the runs that are done so far
+    ABLATION/results.json, table.md, report.html    of all runs that are done so far, whichever command asked for them
 
 It resumes where it stopped: finished runs are left alone, a run that was stopped goes on from its checkpoint.
 """
@@ -18,12 +18,12 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import tyro
 from tqdm import tqdm
@@ -32,18 +32,20 @@ from shards_spec.atomic import atomic_path
 from shards_spec.command_line import one_line_errors, parse
 from shards_spec.errors import UserError
 from tools.ablation.baselines import baselines
-from tools.ablation.measure import VERSION, Metrics
+from tools.ablation.measure import VERSION, Metrics, read_clips, strangers
 from tools.ablation.page import write_page
-from tools.ablation.plan import ROWS, TABLE_2, Budget, Run, Start, planned_runs
+from tools.ablation.plan import ROWS, TABLE_2, TRAIN, Budget, Run, Start, planned_runs
 from tools.ablation.processes import Job, stop
 from tools.ablation.table import order_lines, table_rows, text_table
 from training.checkpoint import checkpoint_folder
+from training.config import parse_arguments
 from training.model.config import Preset
 from training.stream.index import open_index
 
 _MEASURED = "world.json"
 _UNTRAINED = "world-untrained.json"
 _LOG = "train.log"
+_SEED = re.compile(r"-seed(\d+)$")
 _ROW = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.*)", re.DOTALL)
 
 
@@ -133,6 +135,7 @@ class Ablation:
         splits = ("train", "test", *(["init"] if "init" in config.starts else []))
         self.splits = {name: open_index(str(config.data / name)) for name in splits}  # complete, or what is wrong
         self.planned = planned_runs(tuple(config.rows), config.starts, config.seeds)
+        self._rows = [*ROWS, *config.own_rows]
         self._writing = Lock()
         self._lock = Lock()  # of the two below
         self._jobs: set[Job] = set()
@@ -147,6 +150,7 @@ class Ablation:
     def run(self) -> None:
         """Everything that is not there yet; then the table."""
         config = self.config
+        self._check()
         self.folder("").mkdir(parents=True, exist_ok=True)
         self._agree()
         if "init" in config.starts:
@@ -162,6 +166,16 @@ class Ablation:
         """The row whose initial weights stand for the untrained model: the last one of Table 2 builds the most."""
         rows = list(self.config.rows)
         return ([name for name in rows if name in TABLE_2] or rows)[-1]
+
+    def _check(self) -> None:
+        """Refuses, before anything is trained, what would show only after it: options, and clips that do not serve."""
+        strangers(read_clips(self.splits["test"]))
+        for row, told in self.config.rows.items():
+            words = self.budget.command(data=Path(), out=Path(), steps=self.config.steps, seed=0, options=told)
+            try:
+                parse_arguments(words[words.index(str(TRAIN)) + 1 :])
+            except UserError as error:
+                raise UserError(f"row {row}: {error}") from error
 
     def _agree(self) -> None:
         """Refuses to go on with another budget or other data; more seeds, rows and starts are welcome."""
@@ -190,6 +204,7 @@ class Ablation:
         mine |= {"data": str(self.config.data), "fingerprints": fingerprints, "rows": rows}
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(mine, indent=2) + "\n")
+        self._rows = [*ROWS, *rows]  # those of earlier commands, too
 
     def _other_data(self, theirs: dict[str, Any], fingerprints: dict[str, str]) -> list[str]:
         """What differs in the data. An ablation.json that has no fingerprints yet is taken by its path."""
@@ -293,16 +308,16 @@ class Ablation:
             return self._write()
 
     def _write(self) -> str:
-        out = self.config.out
-        measured = {run: found for run in self.planned if (found := self._read(run.name, _MEASURED)) is not None}
-        seeds = range(self.config.seeds) if "init" in self.config.starts else []
+        out, known = self.config.out, self._known()
+        measured = {run: found for run in known if (found := self._read(run.name, _MEASURED)) is not None}
+        seeds = sorted({run.seed for run in known})
         inits = [found for seed in seeds if (found := self._read(_init_name(seed), _MEASURED)) is not None]
         references = {"start: SelfMAE": inits, "untrained": list(self._by_seed(_UNTRAINED).values())}
         references |= {name: [metrics] for name, metrics in self._baselines.items()}
         rows = table_rows(measured, {name: figures for name, figures in references.items() if figures})
         order = order_lines(rows, len(self.splits["test"]))
         table = text_table(rows)
-        facts = self._facts(len(measured))
+        facts = self._facts(measured)
         with atomic_path(out / "results.json") as temporary:
             plain = {"version": VERSION, "config": facts, "rows": [asdict(row) for row in rows], "order": order}
             temporary.write_text(json.dumps(plain, indent=2) + "\n")
@@ -321,14 +336,20 @@ class Ablation:
         result = json.loads(path.read_text()) if path.exists() else {}
         return result["metrics"] if result.get("version") == VERSION else None
 
+    def _known(self) -> list[Run]:
+        """All runs that this or an earlier command may have made: what is there stays in the table."""
+        seeds = {int(name[1]) for path in self.folder("").iterdir() if (name := _SEED.search(path.name))}
+        starts: tuple[Start, ...] = get_args(Start)
+        return planned_runs(self._rows, starts, max({self.config.seeds - 1, *seeds}) + 1)
+
     def _by_seed(self, out: str) -> dict[int, Metrics]:
         """The figures of one run of each seed that has any: of the untrained model, whatever the start."""
-        return {run.seed: found for run in self.planned if (found := self._read(run.name, out)) is not None}
+        return {run.seed: found for run in self._known() if (found := self._read(run.name, out)) is not None}
 
-    def _facts(self, runs: int) -> list[tuple[str, str]]:
+    def _facts(self, measured: Collection[Run]) -> list[tuple[str, str]]:
         config = self.config
         return [
-            ("runs", f"{runs} of {len(self.planned)}"),
+            ("runs", f"{len(measured)} of {len({*measured, *self.planned})}"),
             ("preset", config.preset),
             ("steps", f"{config.steps:,} of {config.batch_size} clips"),
             ("learning rate", f"{config.lr:g}"),
@@ -350,7 +371,7 @@ def _init_name(seed: int) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command. Exit status: 0 done, 2 a user's mistake or a run that failed, 130 stopped by a signal."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # the last as Slurm's warning
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, signal.default_int_handler)  # as Ctrl-C: the runs are told to save and stop
     with one_line_errors("run_ablation"):

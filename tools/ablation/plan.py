@@ -41,10 +41,10 @@ class Budget:
     options: tuple[str, ...]  # for train.py, after all others
 
     def command(self, *, data: Path, out: Path, steps: int, seed: int, options: Sequence[str]) -> list[str]:
-        """The command line of a training run."""
+        """The command line of a training run; after TRAIN, what train.py is told."""
         told = [f"--preset={self.preset}", f"--data={data}", f"--out={out}", f"--steps={steps}", f"--seed={seed}"]
         told += [f"--batch-size={self.batch_size}", f"--optimizer.lr={self.lr}", f"--workers={self.workers}"]
-        told += ["--save-every=200", "--keep=1", "--log-every=20", "--diagnose-every=100"]
+        told += [f"--save-every={max(200, steps // 5)}", "--keep=1", "--log-every=20", "--diagnose-every=100"]
         return [*(self.launch or (sys.executable,)), str(TRAIN), *told, *options, *self.options]
 
 

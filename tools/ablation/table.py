@@ -100,7 +100,8 @@ def order_lines(rows: Sequence[TableRow], clips: int) -> list[str]:
 
     Of every two variants the paper ranks one higher. A pair agrees, or disagrees, where the means differ by more than
     the two spreads together and by more than the standard error of their difference, which more seeds do not lessen:
-    they are measured on the same clips. Else it is undecided.
+    they are measured on the same clips. Else it is undecided. A row of one seed is taken to spread as the trained rows
+    with more seeds do (pooled); where there are none, training is taken to have no luck in it, which the line says.
     """
     place = {name: i for i, name in enumerate(TABLE_2)}
     lines = []
@@ -112,21 +113,37 @@ def order_lines(rows: Sequence[TableRow], clips: int) -> list[str]:
             ranked = [row for row in mine if metric in row.values]
             if len(ranked) < 2:
                 continue
-            agree, disagree, undecided = _pairs([row.values[metric] for row in ranked], clips)
+            values, usual = [row.values[metric] for row in ranked], _usual_spread(rows, metric)
+            agree, disagree, undecided = _pairs(values, clips, usual or 0.0)
             order = " > ".join(row.name for row in sorted(ranked, key=lambda row: -row.values[metric].mean))
+            single = sum(value.count == 1 for value in values)
+            told = "unknown" if usual is None else f"taken as {usual:.1f}"
+            luck = f"; {single} of {len(values)} rows have one seed, their spread is {told}" if single else ""
+            near = f"nearer than both spreads or one standard error of {clips:,} test clips{luck}"
             lines.append(
                 f"start {start}, {SHORT[metric]}: {order}; pairs as in the paper: {agree}, the other way: {disagree},"
-                f" undecided: {undecided} (nearer than both spreads or one standard error of {clips:,} test clips)"
+                f" undecided: {undecided} ({near})"
             )
     return lines
 
 
-def _pairs(values: Sequence[Value], clips: int) -> tuple[int, int, int]:
-    """Pairs that agree, disagree, are undecided, of values that the paper ranks from low to high."""
+def _usual_spread(rows: Sequence[TableRow], metric: str) -> float | None:
+    """Pooled standard deviation of a metric over the trained rows that have more than one seed; None without any."""
+    trained = [row.values[metric] for row in rows if row.start is not None and metric in row.values]
+    freedom = sum(value.count - 1 for value in trained)
+    return sqrt(sum((value.count - 1) * value.spread**2 for value in trained) / freedom) if freedom else None
+
+
+def _pairs(values: Sequence[Value], clips: int, usual: float) -> tuple[int, int, int]:
+    """Pairs that agree, disagree, are undecided, of values that the paper ranks from low to high.
+
+    `usual` is the spread of those of one seed.
+    """
     agree = disagree = 0
     pairs = list(combinations(values, 2))
     for low, high in pairs:
-        margin = max(low.spread + high.spread, _sampling_error(low, high, clips))
+        spread = sum(value.spread if value.count > 1 else usual for value in (low, high))
+        margin = max(spread, _sampling_error(low, high, clips))
         agree += high.mean - low.mean > margin
         disagree += low.mean - high.mean > margin
     return agree, disagree, len(pairs) - agree - disagree

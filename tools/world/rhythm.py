@@ -68,7 +68,7 @@ class Pulse:
     loudness: Floats  # 0 to 1
     semitones: Floats  # above the voice's pitch
     age: Floats  # seconds since the last strike
-    count: Floats  # strikes so far; 0 before the first
+    count: Floats  # strikes so far; 0 before the first, none after the voice's end
     drive: Floats  # how far the object is moved: 0 at rest, 1 at a strike; -1 to 1 where the rhythm swings
 
 
@@ -77,10 +77,8 @@ def pulse_at(voice: Voice, times: Floats) -> Pulse:
     name, period = RHYTHMS[voice.kind.rhythm], voice.period
     strikes = _STRIKES[name]
     since = times - voice.start
-    rounds, place = np.divmod(since, period)  # place: seconds into the round
-    number = np.zeros(len(times), np.int64)
-    for begin, _, _ in strikes[1:]:
-        number += place >= begin * period
+    _, place, number = _struck(voice, since)
+    rounds, _, last = _struck(voice, np.minimum(times, voice.end) - voice.start)
     begins, lengths, heights = (np.array(column) for column in zip(*strikes, strict=True))
     age = place - begins[number] * period
     left = lengths[number] * period - age
@@ -99,6 +97,15 @@ def pulse_at(voice: Voice, times: Floats) -> Pulse:
         loudness=loudness * sounds,
         semitones=semitones,
         age=age,
-        count=np.where(since >= 0, rounds * len(strikes) + number + 1, 0),
+        count=np.where(since >= 0, rounds * len(strikes) + last + 1, 0),
         drive=np.where(awake, drive, 0.0),
     )
+
+
+def _struck(voice: Voice, since: Floats) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
+    """Of times in seconds since the start, [T] each: the round, seconds into it, and the number of its last strike."""
+    rounds, place = np.divmod(since, voice.period)
+    number = np.zeros(len(since), np.int64)
+    for begin, _, _ in _STRIKES[RHYTHMS[voice.kind.rhythm]][1:]:
+        number += place >= begin * voice.period
+    return rounds, place, number
