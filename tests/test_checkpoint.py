@@ -14,7 +14,7 @@ import torch
 
 from shards_spec.errors import UserError
 from tests.datasets import make_dataset
-from tests.runs import SMALL, train
+from tests.runs import SMALL, mistake, train
 from training import checkpoint
 from training.checkpoint import (
     TO_RESUME,
@@ -31,6 +31,7 @@ from training.checkpoint import (
 )
 from training.config import parse_arguments
 from training.resume import checkpoint_to_resume
+from training.train import Pretraining, main
 
 
 def save(run, step, *, keep=9, resumed=None, model=None, optimizer=None):
@@ -94,6 +95,40 @@ def test_train_goes_back_and_says_what_it_sets_aside(tmp_path):
     assert f"goes on from: step-00000003, step-00000004 of {run} (now .abandoned)" in said
     assert steps(run) == [1, 2, 3, 4]
     assert other_names(run) == ["step-00000003.abandoned", "step-00000004.abandoned"]
+
+
+def test_what_a_stopped_run_says_of_how_to_go_on_is_so(tmp_path, monkeypatch, capsys):
+    data, run = make_dataset(tmp_path / "shards", (7, 6)), tmp_path / "run"
+    told = [*SMALL, f"--data={data}", f"--out={run}", "--steps=6", "--batch-size=4", "--save-every=9", "--workers=0"]
+    real = Pretraining.losses
+
+    def losses(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *arguments)
+
+    def stopped(*options):
+        """Of a run that takes one step and saves."""
+        with pytest.raises(SystemExit, match="75"):
+            main([*told, *options])
+        return capsys.readouterr().out
+
+    monkeypatch.setattr("training.train.Pretraining.losses", losses)
+    path = f"--resume={run / 'checkpoints' / 'step-00000001'}"
+    assert "; the same command with --resume auto goes on: step 1 of 6" in stopped("--resume=never")
+    assert "use --resume auto" in mistake(capsys, *told, "--resume=never")
+    assert "; the same command goes on: step 2 of 6" in stopped()
+    for _ in range(2):  # a path goes back each time
+        assert "; the same command with --resume auto goes on: step 2 of 6" in stopped(path)
+    assert "; the same command goes on: step 3 of 6" in stopped("--resume=auto")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("training.loop.save_checkpoint", full)
+    for options in ([], [path]):  # nothing new: from where it was before
+        with pytest.raises(SystemExit, match="1"):
+            main([*told, *options])
+        assert "make room; the same command goes on\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", TO_RESUME)

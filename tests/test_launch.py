@@ -1,6 +1,7 @@
 """The files in docs/launch: what Accelerate reads, and the Slurm script with stand-ins for Slurm's commands."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,6 +58,10 @@ case "$1" in
     requeue) echo "$2" >> "$STUBS/requeued" ;;
 esac
 """
+
+needs_procps = pytest.mark.skipif(
+    not (shutil.which("pkill") and shutil.which("pgrep")), reason="pkill or pgrep is not installed (procps)"
+)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +135,7 @@ def wait_until(condition, job):
         time.sleep(0.05)
 
 
+@needs_procps
 def test_a_signalled_job_saves_comes_back_and_goes_on(tmp_path, slurm):
     """With Accelerate and train.py: two nodes, a process each."""
     run, dataset = tmp_path / "run", make_dataset(tmp_path / "data", (7, 6))
@@ -151,6 +157,7 @@ def test_a_signalled_job_saves_comes_back_and_goes_on(tmp_path, slurm):
     assert requeued(slurm) == [slurm["SLURM_JOB_ID"]]
 
 
+@needs_procps
 @pytest.mark.parametrize("reach", ["all", "tasks"])
 @pytest.mark.parametrize(("number", "comes_back"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
 def test_the_signal_reaches_the_training_processes_of_each_node(tmp_path, slurm, reach, number, comes_back):
@@ -193,3 +200,25 @@ def test_without_cpus_per_task_srun_is_told_none(tmp_path, slurm):
     stub(Path(slurm["STUBS"]) / "srun", '#!/bin/bash\n[ "${SRUN_CPUS_PER_TASK-none}" = none ]\n')
     job = start({k: v for k, v in slurm.items() if k != "SLURM_CPUS_PER_TASK"}, tmp_path, "run", "--data", "x")
     assert job.wait(timeout=30) == 0
+
+
+@pytest.mark.parametrize("words", [["--resume", "run/checkpoints/step-00000001"], ["--resume=never"]])
+def test_a_job_that_would_go_back_at_every_start_is_refused(tmp_path, slurm, words):
+    stub(Path(slurm["STUBS"]) / "srun", "#!/bin/bash\ntouch started\n")
+    job = start(slurm, tmp_path, "run", "--data", "x", *words)
+    said, _ = job.communicate(timeout=30)
+    assert job.returncode == 2 and not (tmp_path / "started").exists()
+    assert said.startswith("pretrain.slurm: --resume") and "--resume auto" in said and said.count("\n") == 1
+
+
+def test_a_node_that_could_not_be_warned_starts_nothing(tmp_path, slurm):
+    """One without pkill: on its PATH is only what else the script needs."""
+    stubs = Path(slurm["STUBS"])
+    stub(stubs / "accelerate", "#!/bin/bash\n: > started\n")
+    for name in ("bash", "head", "tail"):
+        (stubs / name).symlink_to(shutil.which(name))
+    job = start(slurm | {"PATH": str(stubs), "SLURM_NNODES": "1"}, tmp_path, "run", "--data", "x")
+    said, _ = job.communicate(timeout=30)
+    assert job.returncode == 2 and not (tmp_path / "started").exists()
+    assert said.startswith("pretrain.slurm: ") and "has no pkill (install procps)" in said and said.count("\n") == 1
+    assert requeued(slurm) == []

@@ -20,7 +20,7 @@ from training.checkpoint import checkpoints
 from training.config import parse_arguments
 from training.evaluate import main as evaluate
 from training.loop import Window
-from training.processes import StopRequest, start_processes
+from training.processes import StopRequest, signals_given_back, start_processes
 from training.run_folder import read_step_log
 from training.train import Pretraining, main, make_loop
 
@@ -236,8 +236,9 @@ def test_every_loss_that_can_falls_on_a_made_world(tmp_path):
 @pytest.mark.parametrize("told", [[], ["--optimizer.clip-grad=1.0"], ["--device-batch-size=1", "--contrast-cache"]])
 def test_a_step_of_the_loop_never_waits_for_the_device(told, dataset, tmp_path):
     config = parse_arguments([*SMALL, f"--data={dataset}", f"--out={tmp_path / 'run'}", *COMMON, "--workers=0", *told])
-    loop = make_loop(config, start_processes(config))
-    batches, window = loop._batches(StopRequest()), Window(first_step=0)
+    loop, window = make_loop(config, start_processes(config)), Window(first_step=0)
+    with signals_given_back():
+        batches = loop._batches(StopRequest())
     with Waits() as waits:
         loop._one_step(batches, window)
     assert waits.found == []
@@ -271,7 +272,9 @@ class Late:
         kill(process, number)
 
 late = Late()
-main(sys.argv[1:])
+main()
+for number in (signal.SIGUSR1, signal.SIGTERM):
+    os.kill(os.getpid(), number)
 """
 
 
@@ -279,6 +282,23 @@ def test_a_warning_that_comes_after_the_end_changes_nothing(dataset, tmp_path):
     told = [f"--data={dataset}", f"--out={tmp_path / 'run'}", *COMMON, "--steps=1"]
     said = run_to_end([sys.executable, "-c", LATE, *SMALL, *told]).stdout  # Slurm's, before the exit
     assert "done: step 1 of 1" in said
+
+
+def test_a_program_that_trains_has_its_signals_back_afterwards(dataset, tmp_path, monkeypatch):
+    """A notebook, say, or these tests: Ctrl-C."""
+    real = Pretraining.losses
+
+    def losses(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *arguments)
+
+    monkeypatch.setattr("training.train.Pretraining.losses", losses)
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    with pytest.raises(SystemExit) as ended:
+        main([*SMALL, f"--data={dataset}", f"--out={tmp_path / 'run'}", *COMMON, "--workers=0"])
+    assert ended.value.code == 75
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_too_little_memory_is_told_in_two_lines(dataset, tmp_path, monkeypatch, capsys):

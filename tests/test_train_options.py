@@ -5,6 +5,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -243,6 +244,31 @@ def test_a_signal_ends_the_wait_for_a_server_that_hangs(server, tmp_path):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75 and "stopped on a signal" in output
     assert [path.name for path in checkpoints(run)] == [f"step-{steps:08d}"] and 1 <= steps < 8
+
+
+PATIENCE = """import torch.distributed as dist
+from training.processes import StopRequest, join_processes
+
+def telling(make):
+    def made(**options):
+        print("patience", options["timeout"])
+        return make(**options)
+    return made
+
+dist.init_process_group, dist.new_group = telling(dist.init_process_group), telling(dist.new_group)
+join_processes()
+StopRequest()
+dist.destroy_process_group()
+"""
+
+
+def test_processes_wait_for_shards_that_come_slowly(monkeypatch):
+    """A process in a step waits there for another one that still fetches."""
+    launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    said = run_to_end([sys.executable, "-c", PATIENCE]).stdout.splitlines()
+    assert [line for line in said if line.startswith("patience")] == ["patience 0:30:00"] * 2
 
 
 def test_two_runs_at_once_in_one_folder(dataset, tmp_path):

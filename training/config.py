@@ -95,7 +95,8 @@ class RunConfig:
     on_bad_sample: Literal["stop", "skip"] = "stop"
     """A sample whose bytes are damaged stops the run, or the next good one of the order takes its place."""
     resume: Literal["auto", "never"] | Path = "auto"
-    """auto: from the newest whole checkpoint in --out, if any; never: refuse a run folder in use; or a checkpoint."""
+    """auto: from the newest whole checkpoint in --out, if any; never: refuse a run folder in use; or a checkpoint,
+    from which every start begins again."""
     save_every: int = 500
     """Steps between checkpoints; one more is written at the end."""
     keep: int = 3

@@ -34,7 +34,7 @@ from training.config import RunConfig
 from training.flops import peak_flops
 from training.optimizer import gradient_norms, learning_rate
 from training.processes import StopRequest, compiled, start_trackers
-from training.resume import check_same_run, checkpoint_to_resume
+from training.resume import check_same_run, checkpoint_to_resume, how_to_go_on
 from training.run_folder import METRICS_FILE, StepLog, keys_file, lock_run
 from training.stream.ahead import check_cache
 from training.stream.index import DatasetIndex
@@ -130,6 +130,7 @@ class Loop:
 
         self.lock = lock_run(config.out) if self.is_main else None  # held until the process ends
         self.step, self.place = 0, Place()
+        self.has_saved = False
         self.resumed = checkpoint_to_resume(config)
         if self.resumed is not None:
             check_same_run(self.resumed, config, index.fingerprint, ("order", *task.identity))
@@ -403,12 +404,13 @@ class Loop:
                 keep=self.config.keep,
                 resumed=self.resumed,
             )
+            self.has_saved = True
         except OSError as error:
             newest = checkpoints(self.config.out)
             left = f"the newest checkpoint is {newest[-1].name}" if newest else "there is no checkpoint yet"
             message = f"the checkpoint of step {self.step} could not be written ({error}); {left}"
             if is_last:
-                raise NotSavedError(f"{message}: make room and start the same command again") from error
+                raise NotSavedError(f"{message}: make room; {how_to_go_on(self.config, self.has_saved)}") from error
             self._warn(f"{message}; going on to the next save")
 
     def _close(self, stopped_by: int | None) -> None:
@@ -416,5 +418,6 @@ class Loop:
         for log in (self.metrics_log, self.keys_log):
             if log is not None:
                 log.close()
-        end = "done" if stopped_by is None else "stopped on a signal; the same command goes on"
+        going_on = how_to_go_on(self.config, self.has_saved)
+        end = "done" if stopped_by is None else f"stopped on a signal; {going_on}"
         self._say(f"{end}: step {self.step} of {self.steps}, {self.config.out}")

@@ -6,6 +6,9 @@ import json
 import os
 import secrets
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -17,7 +20,8 @@ import torch._dynamo
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.tracking import TensorBoardTracker, WandBTracker
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils.dataclasses import KwargsHandler
 from torch import nn
 
 from shards_spec.atomic import new_file
@@ -27,6 +31,9 @@ from training.config import RunConfig
 _TENSORBOARD_FOLDER = "tracker"
 _WANDB_PROJECT = "crossmae"
 _WANDB_ID_FILE = "wandb-id.txt"
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# NCCL's own 10 minutes would end a run one of whose processes waits for shards that come slowly.
+WAIT_FOR_OTHERS = timedelta(minutes=30)
 
 
 def start_processes(config: RunConfig) -> Accelerator:
@@ -39,19 +46,20 @@ def start_processes(config: RunConfig) -> Accelerator:
         if find_spec(tracker) is None:
             raise UserError(f"--report-to {tracker}: it is not installed: pip install 'crossmae[trackers]'")
     return join_processes(
+        DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
         mixed_precision=config.mixed_precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
 
 
-def join_processes(**options: Any) -> Accelerator:
+def join_processes(*handlers: KwargsHandler, **options: Any) -> Accelerator:
     """An Accelerator over the processes that the launcher started.
 
     Raises:
         UserError: the launcher was asked for another number of processes than there are.
     """
+    handlers = (InitProcessGroupKwargs(timeout=WAIT_FOR_OTHERS), *handlers)
     # Without `cpu`, several CPU processes do not find each other.
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), **options)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=list(handlers), **options)
     asked = _processes_asked_for()
     if asked is not None and asked != accelerator.num_processes:
         raise UserError(
@@ -144,6 +152,18 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+@contextmanager
+def signals_given_back() -> Iterator[None]:
+    """What the process did on the signals of a StopRequest before the block, it does again after it."""
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # else it is not Python's, which cannot set it again
+                signal.signal(number, handler)
+
+
 class StopRequest:
     """SIGTERM, SIGUSR1 (Slurm's warning before preemption) or Ctrl-C, agreed on by all processes.
 
@@ -154,8 +174,8 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        self._group = dist.new_group(backend="gloo", timeout=WAIT_FOR_OTHERS) if dist.is_initialized() else None
+        for number in _SIGNALS:
             signal.signal(number, self._receive)
         # As it ends, Python hands signals back to the system, which would make a failure of a run that has ended well.
         atexit.register(signal.signal, signal.SIGUSR1, signal.SIG_IGN)

@@ -12,7 +12,7 @@ from training.model.config import config_from_dict, config_to_dict
 
 
 def checkpoint_to_resume(config: RunConfig) -> Path | None:
-    """What --resume means, None where the run begins.
+    """What --resume means, None where the run begins. A path is taken as it is, at every start.
 
     Raises:
         UserError: the checkpoint that was asked for is not there; --resume never, and there are some; none is whole.
@@ -23,6 +23,12 @@ def checkpoint_to_resume(config: RunConfig) -> Path | None:
     if newest is not None and config.resume == "never":
         raise UserError(f"{config.out} holds checkpoints up to {newest.name}: use --resume auto or another --out")
     return newest
+
+
+def how_to_go_on(config: RunConfig, has_saved: bool) -> str:
+    """Where a run ended. With another --resume than auto, its own command would not go on from what it saved."""
+    other = " with --resume auto" if has_saved and config.resume != "auto" else ""
+    return f"the same command{other} goes on"
 
 
 def check_same_run(checkpoint: Path, config: RunConfig, fingerprint: str, identity: tuple[str, ...]) -> None:

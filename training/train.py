@@ -1,6 +1,7 @@
 """Pre-training: `accelerate launch train.py --data DIR --out RUN`. The loop is in loop.py, the model in model/."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from training.model.contrast import CachedContrast
 from training.model.crossmae import CrossMAE
 from training.model.diagnostics import diagnose
 from training.optimizer import make_optimizer
-from training.processes import start_processes
+from training.processes import signals_given_back, start_processes
 from training.stream.cache_folder import FetchError
 from training.stream.index import open_index
 from training.stream.order import SampleStream
@@ -34,8 +35,13 @@ EXIT_STOPPED = 75  # saved and stopped on a signal, to be continued (EX_TEMPFAIL
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command train.py. Exit status: 0 done, 2 a user's mistake, 75 stopped on a signal after saving."""
-    with one_line_errors("train.py"):
+    """The command train.py. Exit status: 0 done, 2 a user's mistake, 75 stopped on a signal after saving.
+
+    Args:
+        arguments: from another program, which has its signal handlers back afterwards. None: those of the command
+            line; a signal that comes after the end then changes nothing.
+    """
+    with one_line_errors("train.py"), nullcontext() if arguments is None else signals_given_back():
         config: TrainConfig | FinetuneConfig
         words = sys.argv[1:] if arguments is None else arguments
         is_finetuning = words[:1] == ["finetune"]
