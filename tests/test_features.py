@@ -1,5 +1,6 @@
 """Features of a dataset: what they are, that they are computed once, and that nothing changes them."""
 
+import errno
 import json
 import shutil
 
@@ -18,7 +19,7 @@ from training.evaluate import main
 from training.evaluation import row_cache
 from training.evaluation.features import LoadedModel, dense_features, embed_dataset, load_model
 from training.evaluation.metadata import label_ids, read_metadata
-from training.evaluation.results import result_path, run_folder
+from training.evaluation.results import Result, result_path, run_folder
 from training.model.config import config_from_dict
 from training.model.crossmae import CrossMAE
 from training.stream.index import open_index
@@ -253,6 +254,7 @@ def test_mistakes_are_answered_in_one_line(run, index, tmp_path, capsys):
     for arguments, said in (
         ([data, f"--checkpoint={tmp_path}"], "is no checkpoint and no run folder"),
         ([data, f"--checkpoint={run}", f"--out={tmp_path / 'gone' / 'r.json'}"], "gone does not exist"),
+        ([data, f"--checkpoint={run}", f"--out={tmp_path}"], f"--out {tmp_path} is a folder"),
         ([data, f"--checkpoint={run}", f"--cache-features={tmp_path / 'file'}"], "cannot make the folder"),
         ([data, f"--checkpoint={run}", "--batch-size=0"], "--batch-size must be at least 1, got 0"),
         ([data, f"--checkpoint={run}", "--pool=some"], "--pool is all, per-class:N"),
@@ -261,3 +263,22 @@ def test_mistakes_are_answered_in_one_line(run, index, tmp_path, capsys):
             main(["retrieval", *arguments])
         printed = capsys.readouterr().err
         assert ended.value.code == 2 and said in printed and printed.count("\n") == 1, printed
+
+
+@pytest.mark.parametrize("task", ["retrieval", "classification", "segmentation"])
+def test_a_launcher_that_starts_too_few_processes_is_found_out_first(task, monkeypatch, capsys):
+    monkeypatch.setattr("training.processes._processes_asked_for", lambda: 2)
+    with pytest.raises(SystemExit) as ended:
+        main([task, "--data=nowhere", "--checkpoint=nowhere"])
+    printed = capsys.readouterr().err
+    assert ended.value.code == 2 and "asked for 2 processes and started 1" in printed and printed.count("\n") == 1
+
+
+def test_numbers_are_told_where_they_cannot_be_written(run, index, monkeypatch, capsys):
+    def on_a_full_disk(result, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Result, "write", on_a_full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        main(["retrieval", f"--data={index.folders[0]}", f"--checkpoint={run}", "--workers=0"])
+    assert "audio -> image" in capsys.readouterr().out

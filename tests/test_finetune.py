@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -394,6 +396,22 @@ def test_a_pretrained_model_is_no_classifier(dataset, pretrained, capsys):
     with pytest.raises(SystemExit) as ended:
         evaluate(["classification", f"--data={dataset}", f"--checkpoint={pretrained}"])
     assert ended.value.code == 2 and "was not fine-tuned" in capsys.readouterr().err
+
+
+def test_no_place_for_the_result_is_said_before_any_work(dataset, finetuned, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("training.evaluation.classification.classify", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    run = shutil.copytree(finetuned, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
+    (run / "evaluation").write_text("")
+    for more, expected in (
+        ([], f"cannot make the folder {run.resolve() / 'evaluation'} (File exists): give --out FILE"),
+        ([f"--out={tmp_path / 'r.json'}"], f"the folder {tmp_path} cannot be written to: give --out FILE"),
+        (["--cache-features=auto"], "'auto' for argument '--cache-features'. Expected one of ('none',)"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            evaluate(["classification", f"--data={dataset}", f"--checkpoint={run}", "--workers=0", *more])
+        said = capsys.readouterr().err
+        assert ended.value.code == 2 and expected in said and said.count("\n") == 1, said
 
 
 def test_a_classifier_is_no_pretrained_model(dataset, finetuned, capsys):

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import wave
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -263,3 +265,20 @@ def test_a_folder_that_is_none_is_a_mistake(tmp_path, damaged, run, capsys):
     (damaged / "s4_meta_data.csv").write_text("id,label\n1,2\n")
     with pytest.raises(UserError, match=r"columns \['id', 'label'\], expected name, category and split"):
         read_videos(damaged, LeftOut())
+
+
+def test_no_place_for_the_results_is_said_before_any_work(single_source, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("training.evaluation.segmentation.decode", lambda video: pytest.fail("a video was read"))
+    evaluation, file = run.resolve() / "evaluation", tmp_path / "file"
+    file.write_text("")
+    for shut, more, expected in (
+        (evaluation, [], f"the folder {evaluation} cannot be written to: give --out FILE"),
+        (evaluation / "cache", [], f"the folder {evaluation / 'cache'} cannot be written to: give --cache-features"),
+        (tmp_path, [f"--out={tmp_path / 'r.json'}"], f"the folder {tmp_path} cannot be written to: give --out FILE"),
+        (None, [f"--cache-features={file}"], f"cannot make the folder {file} (File exists): give --cache-features"),
+    ):
+        monkeypatch.setattr(os, "access", lambda path, mode, shut=shut: Path(path) != shut)
+        with pytest.raises(SystemExit) as ended:
+            run_segmentation(single_source, run, *more)
+        said = capsys.readouterr().err
+        assert ended.value.code == 2 and expected in said and said.count("\n") == 1, said

@@ -15,7 +15,7 @@ from shards_spec.errors import UserError
 from training.evaluation.classification_metrics import metrics_of, notes_on_classes, prior_metrics
 from training.evaluation.frames import FrameReader
 from training.evaluation.metadata import all_numbers
-from training.evaluation.options import EvaluationOptions
+from training.evaluation.options import EvaluationOptions, publish
 from training.evaluation.results import Result, Rows, result_path
 from training.evaluation.row_cache import PIECE, cached_rows
 from training.finetune.classifier import LoadedClassifier, load_classifier
@@ -60,31 +60,26 @@ class ClassificationConfig(EvaluationOptions):
     frames: Literal["all", "middle"] = "all"
     """Where the dataset has several frames a sample (make-shards --frames N): the mean over the predictions with each
     of them, as CAV-MAE with 10; or the middle frame alone, as the paper pre-trains."""
+    cache_features: Literal["none"] = "none"
+    """Nothing is kept: scores are computed each time."""
 
     def run(self) -> Result:
         """Evaluates and prints the table.
 
         Raises:
-            UserError: the checkpoint was not fine-tuned, or for other classes.
+            UserError: the checkpoint was not fine-tuned, or for other classes, or there is no place for the result.
         """
-        if self.out is not None and not self.out.parent.is_dir():
-            raise UserError(f"--out {self.out}: the folder {self.out.parent} does not exist")
+        accelerator = self.join()
         index = open_index(self.data, cache_dir=self.cache_dir, cache_size=self.cache_size)
-        accelerator = Accelerator(cpu=not torch.cuda.is_available())  # else CPU processes do not find each other
         loaded = load_classifier(self.checkpoint, accelerator.device)
+        default = result_path(loaded.checkpoint, "classification", index)
+        out = self.result_file(accelerator, loaded.checkpoint, default)
         labels = read_labels(index)
         self._check(loaded, index, labels)
         frames = FrameReader(index) if self.frames == "all" and "v" in loaded.inputs else None
         scores = self.predict(loaded, index, frames if frames is not None and frames.count else None, accelerator)
         count = frames.count if frames is not None and frames.count else 1
-        result = self._result(loaded, index, labels, scores, count)
-        if accelerator.is_main_process:
-            out = result_path(loaded.checkpoint, "classification", index) if self.out is None else self.out
-            out.parent.mkdir(parents=True, exist_ok=True)
-            result.write(out)
-            print(f"{result.table()}\n-> {out}", flush=True)
-        accelerator.wait_for_everyone()
-        return result
+        return publish(self._result(loaded, index, labels, scores, count), out, accelerator)
 
     def predict(
         self, loaded: LoadedClassifier, index: DatasetIndex, frames: FrameReader | None, accelerator: Accelerator

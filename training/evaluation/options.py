@@ -79,11 +79,7 @@ class Session:
             paper=paper or {},
             notes=notes,
         )
-        if self.is_main:
-            result.write(self.out)
-            print(f"{result.table()}\n-> {self.out}", flush=True)
-        self.accelerator.wait_for_everyone()
-        return result
+        return publish(result, self.out, self.accelerator)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,23 +118,60 @@ class EvaluationOptions:
         Raises:
             UserError: the dataset or the checkpoint cannot be used, or there is no place for the results.
         """
+        accelerator = self.join()
+        index = open_index(self.data, cache_dir=self.cache_dir, cache_size=self.cache_size)
+        loaded = load_model(self.checkpoint, accelerator.device, precision=self.precision)
+        return Session(
+            task=task,
+            options=self,
+            accelerator=accelerator,
+            index=index,
+            loaded=loaded,
+            out=self.result_file(accelerator, loaded.checkpoint, result_path(loaded.checkpoint, task, index)),
+            cache=self.feature_folder(loaded.checkpoint),
+        )
+
+    def join(self) -> Accelerator:
+        """Joins the processes. A task that does not `begin` here calls this first, and `result_file` before it encodes.
+
+        Raises:
+            UserError: --out can be no file, or the launcher was asked for another number of processes than there are.
+        """
         if self.out is not None and not self.out.parent.is_dir():
             raise UserError(f"--out {self.out}: the folder {self.out.parent} does not exist")
-        index = open_index(self.data, cache_dir=self.cache_dir, cache_size=self.cache_size)
-        accelerator = join_processes()
-        loaded = load_model(self.checkpoint, accelerator.device, precision=self.precision)
-        out = result_path(loaded.checkpoint, task, index) if self.out is None else self.out
-        if self.cache_features == "auto":
-            cache: Path | None = run_folder(loaded.checkpoint) / "evaluation" / "cache"
-        else:
-            cache = None if self.cache_features == "none" else Path(self.cache_features)
+        if self.out is not None and self.out.is_dir():
+            raise UserError(f"--out {self.out} is a folder: give a file in it")
+        return join_processes()
+
+    def result_file(self, accelerator: Accelerator, checkpoint: Path, default: Path) -> Path:
+        """--out, else `default`. Makes sure that the result and the features can be written.
+
+        Raises:
+            UserError: a folder cannot be made, or not be written to.
+        """
+        out = default if self.out is None else self.out
         if accelerator.is_main_process:
             _writable(out.parent, "--out FILE")
+            cache = self.feature_folder(checkpoint)
             if cache is not None:
                 _writable(cache, "--cache-features DIR or none")
-        return Session(
-            task=task, options=self, accelerator=accelerator, index=index, loaded=loaded, out=out, cache=cache
-        )
+        return out
+
+    def feature_folder(self, checkpoint: Path) -> Path | None:
+        """Where features are kept; None where nothing is."""
+        if self.cache_features == "auto":
+            return run_folder(checkpoint) / "evaluation" / "cache"
+        return None if self.cache_features == "none" else Path(self.cache_features)
+
+
+def publish(result: Result, out: Path, accelerator: Accelerator) -> Result:
+    """The first process prints the table, and writes the JSON: where that fails, the numbers have been seen."""
+    if accelerator.is_main_process:
+        print(result.table(), flush=True)
+        result.write(out)
+        print(f"-> {out}", flush=True)
+    accelerator.wait_for_everyone()
+    return result
 
 
 def _writable(folder: Path, option: str) -> None:

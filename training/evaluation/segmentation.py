@@ -26,6 +26,7 @@ from training.evaluation.heads.fitting import Fit, HeadOptions, fit_head, make_h
 from training.evaluation.heads.left_out import LeftOut
 from training.evaluation.heads.seconds import per_second
 from training.evaluation.heads.segmentation_metrics import frame_scores, summarise
+from training.evaluation.options import publish
 from training.evaluation.results import Result, Rows, run_folder
 from training.evaluation.row_cache import PIECE, cached_rows
 from training.model.patches import IMAGE_GRID, IMAGE_TOKENS
@@ -106,18 +107,12 @@ class SegmentationConfig(HeadOptions):
         Raises:
             UserError: the folder, the checkpoint or the place for results cannot be used.
         """
-        if self.out is not None and not self.out.parent.is_dir():
-            raise UserError(f"--out {self.out}: the folder {self.out.parent} does not exist")
+        accelerator = self.join()
         left_out = LeftOut()
         folder = Path(self.data)
         listed = read_videos(folder, left_out)
-        accelerator = Accelerator(cpu=not torch.cuda.is_available())  # else CPU processes do not find each other
         loaded = load_model(self.checkpoint, accelerator.device, precision=self.precision)
-        out = self.out or _result_path(loaded, folder)
-        if accelerator.is_main_process:
-            _make_folder(out.parent, "--out FILE")
-            if self.cache_features not in ("auto", "none"):
-                _make_folder(Path(self.cache_features), "--cache-features DIR or none")
+        out = self.result_file(accelerator, loaded.checkpoint, _result_path(loaded, folder))
         splits = {split: self._encode(loaded, accelerator, split, listed[split], left_out) for split in ANNOTATED}
         fit, metrics = self._fit(loaded, splits)
         baselines = trivial(splits["train"], splits["test"])
@@ -140,11 +135,7 @@ class SegmentationConfig(HeadOptions):
             paper=_PAPER,
             notes=("dataset_fingerprint is of file names and sizes", *left_out.notes()),
         )
-        if accelerator.is_main_process:
-            result.write(out)
-            print(f"{result.table()}\n-> {out}", flush=True)
-        accelerator.wait_for_everyone()
-        return result
+        return publish(result, out, accelerator)
 
     def _encode(
         self, loaded: LoadedModel, accelerator: Accelerator, split: str, videos: list[Video], left_out: LeftOut
@@ -185,11 +176,9 @@ class SegmentationConfig(HeadOptions):
         return _Split(videos=kept, **{name: values[usable] for name, values in rows.items()})
 
     def _cache(self, loaded: LoadedModel, split: str, videos: list[Video]) -> Path | None:
-        if self.cache_features == "none":
+        folder = self.feature_folder(loaded.checkpoint)
+        if folder is None:
             return None
-        folder = run_folder(loaded.checkpoint) / "evaluation" / "cache"
-        if self.cache_features != "auto":
-            folder = Path(self.cache_features)
         facts = f"segmentation {split} {loaded.fingerprint} {fingerprint(videos)}"
         return folder / hashlib.sha256(facts.encode()).hexdigest()[:32]
 
@@ -284,10 +273,3 @@ def _protocol(options: SegmentationConfig, fit: Fit, counts: str) -> str:
 def _result_path(loaded: LoadedModel, folder: Path) -> Path:
     name = file_key(folder.resolve().name) or "dataset"
     return run_folder(loaded.checkpoint) / "evaluation" / f"segmentation-{name}.json"
-
-
-def _make_folder(folder: Path, option: str) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder} ({error.strerror}): give {option}") from error
