@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import itertools
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -56,9 +55,17 @@ def parse(
 
 def _unboxed(box: str) -> str:
     """The message in tyro's frame, as one line: between its title and its first rule, of dashes where not of lines."""
-    plain = re.sub("\x1b\\[[0-9;]*m", "", box)
-    rows = [re.sub(r"\s+", " ", row.strip("│ ")) for row in plain.split("\n")][1:]
-    if set(rows[0]) == {"-"}:
+    title, *rows = re.sub("\x1b\\[[0-9;]*m", "", box).split("\n")
+    inner = len(title) - (4 if title.startswith("╭") else 2)
+    if set(rows[0].strip()) == {"-"}:
         rows = rows[1:]
-    message = itertools.takewhile(lambda row: not (row.startswith(("─", "╰")) or set(row) == {"-"}), rows)
-    return " ".join(message)
+    message, is_full = "", False
+    for row in rows:
+        text = row.strip("│ ")
+        if row.startswith("╰") or set(text) in ({"─"}, {"-"}):
+            break
+        # A word that is longer than the frame was broken at its edge; one that just ends there looks the same.
+        is_broken = is_full and len(message.split(" ")[-1] + text.split(" ")[0]) > inner
+        message += text if is_broken or not message else f" {text}"
+        is_full = len(text) == inner
+    return re.sub(r"\s+", " ", message)

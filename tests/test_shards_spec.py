@@ -2,8 +2,10 @@
 
 import hashlib
 import io
+import sys
 import tarfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shards_spec.atomic import atomic_path
+from shards_spec.command_line import parse
 from shards_spec.dataset import Dataset, ShardInfo, fingerprint, read_dataset, write_dataset
 from shards_spec.errors import UserError
 from shards_spec.sample import (
@@ -167,3 +170,19 @@ def test_what_is_no_dataset(tmp_path: Path) -> None:
     path.write_text(whole.replace('"spec_version": 1', '"spec_version": 2'))
     with pytest.raises(UserError, match="has spec_version 2, this program reads 1"):
         read_dataset(tmp_path)
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """A command without options."""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("length", [3, 70, 90, 300])
+def test_a_mistake_is_one_line_in_which_no_word_is_broken(monkeypatch, encoding, length):
+    """tyro's frame is 80 wide, of lines or of dashes."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    path = "/" + "a" * length
+    with pytest.raises(UserError) as found:
+        parse(Nothing, ["--no", path, "b", path], prog="program")
+    assert str(found.value) == f"Unrecognized options: --no, {path}, b, {path} (see program --help)"
