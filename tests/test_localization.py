@@ -398,3 +398,14 @@ def test_boxes_of_make_shards_reach_the_evaluation(tmp_path):
     assert found.keys == [f"{ytid(1)}_30000", f"{ytid(4)}_30000"]
     assert loc.ground_truth(found.boxes[0], "vggss").sum() == 224 * 224 * 3 / 4
     assert found.labels[0] == ["/m/1", "/m/3"]
+
+
+def test_no_place_for_pictures_is_said_before_any_work(dataset, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("training.evaluation.localize.read_annotations", lambda *_: pytest.fail("it began"))
+    file = tmp_path / "file"
+    file.write_text("")
+    told = [f"--data={dataset}", f"--checkpoint={run}", "--benchmark=vggss", f"--pictures={file}"]
+    with pytest.raises(SystemExit) as ended:
+        main(["localization", *told])
+    assert ended.value.code == 2
+    assert f"cannot make the folder {file} (File exists): give --pictures" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from training.evaluation import localization as metrics
 from training.evaluation.features import LoadedModel, Pooling, cache_folder, check_finite, dense_features
 from training.evaluation.localization import Benchmark, Box, Detections
 from training.evaluation.metadata import all_numbers, read_metadata, sample_keys
-from training.evaluation.options import EvaluationOptions, Session
+from training.evaluation.options import EvaluationOptions, Session, make_writable
 from training.evaluation.overlays import Overlay, write_overlays
 from training.evaluation.results import Result, Rows
 from training.evaluation.row_cache import Rows as TensorRows
@@ -107,6 +107,8 @@ class LocalizationConfig(EvaluationOptions):
     def run(self) -> Result:
         """Evaluates, prints the table, writes the JSON, a line a sample, and pictures."""
         session = self.begin("localization")
+        if session.is_main and self.pictures is not None:
+            make_writable(self.pictures, "--pictures DIR")
         annotated = read_annotations(session.index)
         if not len(annotated.numbers):
             first = f": {annotated.left_out[0]}" if annotated.left_out else ""
@@ -114,10 +116,7 @@ class LocalizationConfig(EvaluationOptions):
         partners = other_sounds(annotated.labels)
         own, rows = self._model_rows(session, session.loaded, annotated, partners)
         baselines = self._baselines(session, annotated, partners, rows)
-        if session.is_main:
-            self._write_samples(session, annotated, own)
-            self._draw(session, annotated, own)
-        return session.finish(
+        result = session.finish(
             pool=len(annotated.numbers),
             pool_rule="those with boxes",
             protocol=f"{PROTOCOL} Map: {self.heatmap}, features: {self.features}, benchmark: {self.benchmark}.",
@@ -126,6 +125,10 @@ class LocalizationConfig(EvaluationOptions):
             paper=PAPER[self.benchmark],
             notes=tuple(self._notes(annotated)),
         )
+        if session.is_main:
+            self._write_samples(session, annotated, own)
+            self._draw(session, annotated, own)
+        return result
 
     # ---------------------------------------------------------------- rows
 

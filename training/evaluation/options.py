@@ -151,10 +151,10 @@ class EvaluationOptions:
         """
         out = default if self.out is None else self.out
         if accelerator.is_main_process:
-            _writable(out.parent, "--out FILE")
+            make_writable(out.parent, "--out FILE")
             cache = self.feature_folder(checkpoint)
             if cache is not None:
-                _writable(cache, "--cache-features DIR or none")
+                make_writable(cache, "--cache-features DIR or none")
         return out
 
     def feature_folder(self, checkpoint: Path) -> Path | None:
@@ -174,7 +174,12 @@ def publish(result: Result, out: Path, accelerator: Accelerator) -> Result:
     return result
 
 
-def _writable(folder: Path, option: str) -> None:
+def make_writable(folder: Path, option: str) -> None:
+    """Makes a folder, where it is not there.
+
+    Raises:
+        UserError: it cannot be made or written to; names the `option` that gives another one.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
