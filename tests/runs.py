@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from training.train import main
+from training.train import Pretraining, main
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -80,3 +80,14 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def train(*arguments: str, processes: int = 1, status: int = 0) -> subprocess.CompletedProcess[str]:
     """Runs train.py to its end and checks its exit status."""
     return run_to_end(train_command(*arguments, processes=processes), status)
+
+
+def signal_in_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pre-training in this process gets SIGTERM in each of its steps: it takes one, saves and ends."""
+    real = Pretraining.losses
+
+    def losses(self: Pretraining, *arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Pretraining, "losses", losses)

@@ -14,7 +14,7 @@ from shards_spec.dataset import DATASET_FILE
 from shards_spec.errors import DamagedSampleError, UserError
 from tests.remote_index import assert_same, block_shares, eventually, facts, need, open_remote, read
 from tests.runs import ROOT
-from training.processes import StopRequest
+from training.processes import StopRequest, signals_given_back
 from training.stream import cache as cache_module
 from training.stream import fetch
 from training.stream.cache_folder import CacheFolder, FetchError
@@ -107,8 +107,7 @@ def test_sigterm_breaks_off_a_wait_in_a_run_of_one_process(server, tmp_path, mon
     monkeypatch.setattr(cache_module, "_JOIN_SECONDS", 0.1)
     remote = open_remote(server, tmp_path / "cache", timeout=100.0, patience=1000.0)
     server.hangs = True
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
-    try:
+    with signals_given_back():
         request = StopRequest()
         timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
         timer.start()
@@ -118,9 +117,6 @@ def test_sigterm_breaks_off_a_wait_in_a_run_of_one_process(server, tmp_path, mon
         timer.join()
         request._group = object()  # several processes: others may be in the step that waits for this batch
         assert not request.interrupts()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def test_a_client_without_limits_of_its_own_is_given_up(server, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import torch
 
 from shards_spec.errors import UserError
 from tests.datasets import make_dataset
-from tests.runs import SMALL, mistake, train
+from tests.runs import SMALL, mistake, signal_in_each_step, train
 from training import checkpoint
 from training.checkpoint import (
     TO_RESUME,
@@ -31,7 +31,7 @@ from training.checkpoint import (
 )
 from training.config import parse_arguments
 from training.resume import checkpoint_to_resume
-from training.train import Pretraining, main
+from training.train import main
 
 
 def save(run, step, *, keep=9, resumed=None, model=None, optimizer=None):
@@ -100,11 +100,6 @@ def test_train_goes_back_and_says_what_it_sets_aside(tmp_path):
 def test_what_a_stopped_run_says_of_how_to_go_on_is_so(tmp_path, monkeypatch, capsys):
     data, run = make_dataset(tmp_path / "shards", (7, 6)), tmp_path / "run"
     told = [*SMALL, f"--data={data}", f"--out={run}", "--steps=6", "--batch-size=4", "--save-every=9", "--workers=0"]
-    real = Pretraining.losses
-
-    def losses(self, *arguments):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, *arguments)
 
     def stopped(*options):
         """Of a run that takes one step and saves."""
@@ -112,7 +107,7 @@ def test_what_a_stopped_run_says_of_how_to_go_on_is_so(tmp_path, monkeypatch, ca
             main([*told, *options])
         return capsys.readouterr().out
 
-    monkeypatch.setattr("training.train.Pretraining.losses", losses)
+    signal_in_each_step(monkeypatch)
     path = f"--resume={run / 'checkpoints' / 'step-00000001'}"
     assert "; the same command with --resume auto goes on: step 1 of 6" in stopped("--resume=never")
     assert "use --resume auto" in mistake(capsys, *told, "--resume=never")

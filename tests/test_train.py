@@ -13,7 +13,16 @@ import torch
 from safetensors.torch import load_file
 
 from tests.datasets import make_dataset
-from tests.runs import SMALL, command_line, environment, mistake, run_to_end, train, train_command
+from tests.runs import (
+    SMALL,
+    command_line,
+    environment,
+    mistake,
+    run_to_end,
+    signal_in_each_step,
+    train,
+    train_command,
+)
 from tests.test_model_step import Waits
 from tools.make_world import main as make_world
 from training.checkpoint import checkpoints
@@ -286,13 +295,7 @@ def test_a_warning_that_comes_after_the_end_changes_nothing(dataset, tmp_path):
 
 def test_a_program_that_trains_has_its_signals_back_afterwards(dataset, tmp_path, monkeypatch):
     """A notebook, say, or these tests: Ctrl-C."""
-    real = Pretraining.losses
-
-    def losses(self, *arguments):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, *arguments)
-
-    monkeypatch.setattr("training.train.Pretraining.losses", losses)
+    signal_in_each_step(monkeypatch)
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
     with pytest.raises(SystemExit) as ended:
