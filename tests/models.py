@@ -1,4 +1,4 @@
-"""Small models and batches for the tests of training/model."""
+"""Small models and batches for the tests of training/methods/crossmae."""
 
 import shutil
 from dataclasses import replace
@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.model import CrossMAE, CrossMAEConfig, crossmae_tiny
-from training.model.config import EmbeddingConfig, EncoderConfig, PixelConfig
+from training.methods.crossmae import CrossMAE, CrossMAEConfig, crossmae_tiny
+from training.methods.crossmae.config import EmbeddingConfig, PixelConfig
+from training.methods.shared.encoder import EncoderConfig
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None or " " in torch.__path__[0],

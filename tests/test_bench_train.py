@@ -19,7 +19,7 @@ from tools.benchmarks import train_step
 from tools.benchmarks.train_step import FORWARD_PARTS, Stored, Trainer, product_rate, random_batches
 from tools.count_model import count
 from training.flops import flops_per_sample, known_peak, peak_flops
-from training.model import VARIANTS, with_variant
+from training.methods.crossmae import VARIANTS, with_variant
 from training.stream.ring import Ring
 
 CPU = torch.device("cpu")

@@ -10,8 +10,8 @@ import torch
 from tests.datasets import make_dataset
 from tests.runs import SMALL, mistake
 from training.config import OptimizerConfig, parse_arguments
-from training.model.config import ContrastConfig, config_from_dict
-from training.model.contrast import MIN_TEMPERATURE, Contrast
+from training.methods.crossmae.config import config_from_dict
+from training.methods.shared.contrast import MIN_TEMPERATURE, Contrast, ContrastConfig
 from training.train import Pretraining, main, make_loop
 
 GIVEN = ["--data=d", "--out=o"]

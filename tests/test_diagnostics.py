@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from tests.models import SMALLEST, batch, build, switched
-from training.model import VARIANTS, CrossMAE, with_variant
-from training.model.diagnostics import MAX_TOKENS, accuracies, diagnose, effective_rank, spread
-from training.model.losses import embedding_target, pixel_target
-from training.model.patches import patchify_fbank
+from training.methods.crossmae import VARIANTS, CrossMAE, with_variant
+from training.methods.crossmae.diagnostics import MAX_TOKENS, accuracies, diagnose, effective_rank, spread
+from training.methods.shared.losses import embedding_target, pixel_target
+from training.methods.shared.patches import patchify_fbank
 
 SIZE = 3
 EVERY = {f"global_{what}_{side}" for what in ("std", "rank") for side in ("audio", "visual")}

@@ -20,8 +20,8 @@ from training.evaluation import row_cache
 from training.evaluation.features import LoadedModel, dense_features, embed_dataset, load_model
 from training.evaluation.metadata import label_ids, read_metadata
 from training.evaluation.results import Result, result_path, run_folder
-from training.model.config import config_from_dict
-from training.model.crossmae import CrossMAE
+from training.methods.crossmae.config import config_from_dict
+from training.methods.crossmae.model import CrossMAE
 from training.stream.index import open_index
 from training.stream.loader import load
 from training.stream.shares import all_shares

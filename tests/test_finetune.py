@@ -31,7 +31,8 @@ from training.finetune.config import parse_finetune
 from training.finetune.finetune import Finetuning, layer_scale, parameter_groups, smooth
 from training.finetune.labels import Labels, read_labels
 from training.loop import Inputs
-from training.model.config import PRESETS, EncoderConfig
+from training.methods.crossmae.config import PRESETS
+from training.methods.shared.encoder import EncoderConfig
 from training.stream.index import open_index
 from training.stream.order import Place, sample_seeds
 from training.train import main

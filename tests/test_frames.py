@@ -17,7 +17,7 @@ from tests.datasets import make_dataset
 from training.evaluation.classification import classify
 from training.evaluation.frames import FrameReader
 from training.finetune.classifier import Classifier, LoadedClassifier
-from training.model.config import EncoderConfig
+from training.methods.shared.encoder import EncoderConfig
 from training.stream.index import open_index
 from training.stream.loader import Normalise
 

@@ -13,8 +13,9 @@ from torch import nn
 from shards_spec.errors import UserError
 from training.checkpoint import WEIGHTS_FILE
 from training.initial_weights import initialise, initialise_from_run
-from training.model import CrossMAE, CrossMAEConfig, crossmae_large, with_variant
-from training.model.config import EmbeddingConfig, EncoderConfig, PixelConfig
+from training.methods.crossmae import CrossMAE, CrossMAEConfig, crossmae_large, with_variant
+from training.methods.crossmae.config import EmbeddingConfig, PixelConfig
+from training.methods.shared.encoder import EncoderConfig
 
 DIM, DEPTH, HEADS = 32, 3, 4
 

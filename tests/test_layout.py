@@ -39,9 +39,9 @@ def test_imports_go_one_way(path):
         "tools": set(),
     }[package]
     assert not tops & (forbidden | {"tests"})
-    if path.is_relative_to(ROOT / "training" / "model"):
+    if path.is_relative_to(ROOT / "training" / "methods"):
         ours = {name for name in names if name.split(".")[0] in PACKAGES}
-        assert all(name.startswith("training.model") for name in ours)
+        assert all(name.startswith("training.methods") for name in ours)
         assert "accelerate" not in tops
 
 

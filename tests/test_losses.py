@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.model.config import LossOn, Reduction
-from training.model.contrast import info_nce
-from training.model.losses import embedding_loss, patch_errors, patch_statistics, pixel_loss
+from training.methods.shared.contrast import info_nce
+from training.methods.shared.losses import LossOn, Reduction, embedding_loss, patch_errors, patch_statistics, pixel_loss
 
 B, N, P = 2, 5, 6
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from tests.models import TINY, batch, build, switched
-from training.model import VARIANTS, CrossMAE, CrossMAEConfig, with_variant
-from training.model.masking import noise
-from training.model.patches import patchify_fbank, patchify_image
+from training.methods.crossmae import VARIANTS, CrossMAE, CrossMAEConfig, with_variant
+from training.methods.shared.masking import noise
+from training.methods.shared.patches import patchify_fbank, patchify_image
 
 PARTS = {
     "crossmae": {"contrast", "cdt_audio", "cdt_visual", "emb_audio", "emb_visual"},

@@ -6,14 +6,12 @@ from typing import Any
 
 import pytest
 
-from training.model.config import (
+from training.methods.crossmae.config import (
     PRESETS,
     VARIANTS,
     AttentiveConfig,
-    ContrastConfig,
     CrossMAEConfig,
     EmbeddingConfig,
-    EncoderConfig,
     MaskConfig,
     PixelConfig,
     Preset,
@@ -21,9 +19,11 @@ from training.model.config import (
     config_to_dict,
     crossmae_base,
     crossmae_tiny,
-    kept_count,
     with_variant,
 )
+from training.methods.shared.contrast import ContrastConfig
+from training.methods.shared.encoder import EncoderConfig
+from training.methods.shared.masking import kept_count
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

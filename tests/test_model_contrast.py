@@ -9,9 +9,8 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from training.model.config import ContrastConfig
-from training.model.contrast import Contrast
-from training.model.encoder import Features
+from training.methods.shared.contrast import Contrast, ContrastConfig
+from training.methods.shared.encoder import Features
 
 BATCH, WORLD, DIM = 6, 2, 8
 

@@ -7,11 +7,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from training.model.attentive import attentive_places, attentive_tokens
-from training.model.blocks import LayerNorm, take
-from training.model.config import AttentiveConfig, EncoderConfig
-from training.model.encoder import Encoder, Features, cls_attention
-from training.model.masking import IMAGE_ATTENTIVE, Mask, mask_image
+from training.methods.crossmae.attentive import attentive_places, attentive_tokens
+from training.methods.crossmae.config import AttentiveConfig
+from training.methods.shared.blocks import LayerNorm, take
+from training.methods.shared.encoder import Encoder, EncoderConfig, Features, cls_attention
+from training.methods.shared.masking import IMAGE_ATTENTIVE, Mask, mask_image
 
 TINY = EncoderConfig(dim=64, depth=3, heads=4)
 SIZES = [((224, 224), 3, 196), ((1024, 128), 1, 512)]

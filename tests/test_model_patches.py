@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shards_spec import sample
-from training.model import patches as p
+from training.methods.shared import patches as p
 
 
 def test_shapes_are_those_of_the_shards() -> None:

@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.models import SMALLEST, TINY, batch, build, gradients, needs_compiler, switched
-from training.model import CrossMAE, CrossMAEConfig, with_variant
-from training.model.diagnostics import diagnose
+from training.methods.crossmae import CrossMAE, CrossMAEConfig, with_variant
+from training.methods.crossmae.diagnostics import diagnose
 
 KINDS = {
     "crossmae": SMALLEST,

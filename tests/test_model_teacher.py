@@ -8,8 +8,9 @@ from safetensors.torch import load, save
 
 from tests.models import SMALLEST, batch, build, switched
 from training.config import OptimizerConfig
-from training.model import CrossMAE, CrossMAEConfig, with_variant
-from training.model.config import EmbeddingConfig, EncoderConfig
+from training.methods.crossmae import CrossMAE, CrossMAEConfig, with_variant
+from training.methods.crossmae.config import EmbeddingConfig
+from training.methods.shared.encoder import EncoderConfig
 from training.optimizer import make_optimizer
 
 EMA = switched("embedding", targets="ema", ema_momentum=0.75)

@@ -17,8 +17,8 @@ from tools.pages.pictures import Sound, as_picture, brighten, frame_cells, heat,
 from tools.pages.tables import Spread, flatten, results_table
 from tools.pages.web_page import document, legend, notices, run_colour, section
 from tools.reporting.queries import cross_attention, shown_queries, spread
-from training.model.blocks import CrossAttention
-from training.model.patches import FBANK_GRID
+from training.methods.shared.blocks import CrossAttention
+from training.methods.shared.patches import FBANK_GRID
 
 
 def rows_of(html):

@@ -13,8 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.models import SMALLEST, build
 from training.contrast_cache import cache_contrast
 from training.loop import Inputs
-from training.model import CrossMAE, CrossMAEConfig, crossmae_tiny
-from training.model.config import ContrastConfig, EmbeddingConfig, EncoderConfig, PixelConfig
+from training.methods.crossmae import CrossMAE, CrossMAEConfig, crossmae_tiny
+from training.methods.crossmae.config import EmbeddingConfig, PixelConfig
+from training.methods.shared.contrast import ContrastConfig
+from training.methods.shared.encoder import EncoderConfig
 from training.processes import compiled
 
 BATCH = 8

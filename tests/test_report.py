@@ -24,7 +24,7 @@ from training.evaluate import main as evaluate
 from training.evaluation.features import embed_dataset, load_model
 from training.evaluation.localization import ciou, ground_truth, heatmaps, predicted_region
 from training.evaluation.retrieval import partner_ranks
-from training.model import CrossMAE, config_to_dict, crossmae_tiny, with_variant
+from training.methods.crossmae import CrossMAE, config_to_dict, crossmae_tiny, with_variant
 from training.run_folder import read_step_log
 from training.stream.index import open_index
 

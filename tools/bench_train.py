@@ -29,8 +29,8 @@ from tools.benchmarks.train_step import Stored, Timed, Trainer, product_rate, ra
 from tools.count_model import count
 from training.config import Variant
 from training.flops import flops_per_sample, peak_flops
-from training.model import PRESETS, CrossMAEConfig, with_variant
-from training.model.config import Preset
+from training.methods.crossmae import PRESETS, CrossMAEConfig, with_variant
+from training.methods.crossmae.config import Preset
 from training.stream.index import open_index
 from training.stream.loader import load
 from training.stream.order import Place, SampleStream

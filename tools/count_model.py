@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.model import PRESETS, VARIANTS, CrossMAE, CrossMAEConfig, with_variant
-from training.model.patches import FBANK_SHAPE, IMAGE_CHANNELS, IMAGE_SHAPE
+from training.methods.crossmae import PRESETS, VARIANTS, CrossMAE, CrossMAEConfig, with_variant
+from training.methods.shared.patches import FBANK_SHAPE, IMAGE_CHANNELS, IMAGE_SHAPE
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from tools.embedding.files import Failed, FileSample, read_files
 from tools.embedding.picture import localization_picture
 from training.evaluation.features import LoadedModel, load_model
 from training.evaluation.localization import heatmaps
-from training.model.encoder import Features
+from training.methods.shared.encoder import Features
 
 # N files with a sample, D features.
 Floats = npt.NDArray[np.float32]

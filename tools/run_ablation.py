@@ -39,7 +39,7 @@ from tools.ablation.processes import Job, stop
 from tools.ablation.table import order_lines, table_rows, text_table
 from training.checkpoint import checkpoint_folder
 from training.config import parse_arguments
-from training.model.config import Preset
+from training.methods.crossmae.config import Preset
 from training.stream.index import open_index
 
 _MEASURED = "world.json"

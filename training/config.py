@@ -16,8 +16,15 @@ import tyro
 
 from shards_spec.command_line import parse
 from shards_spec.errors import UserError
-from training.model.config import PRESETS, CrossMAEConfig, Preset, config_to_dict, crossmae_base, with_variant
-from training.model.contrast import MIN_TEMPERATURE
+from training.methods.crossmae.config import (
+    PRESETS,
+    CrossMAEConfig,
+    Preset,
+    config_to_dict,
+    crossmae_base,
+    with_variant,
+)
+from training.methods.shared.contrast import MIN_TEMPERATURE
 from training.stream.cache_folder import DEFAULT_SIZE, parse_size
 
 Variant = Literal["crossmae", "cl-av", "selfmae", "cl-selfmae", "cl-crosscdtmae", "cl-crossembmae"]

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from training.loop import Inputs
-from training.model.contrast import CachedContrast
-from training.model.crossmae import CrossMAE
+from training.methods.crossmae.model import CrossMAE
+from training.methods.shared.contrast import CachedContrast
 
 
 def cache_contrast(model: CrossMAE, pieces: list[Inputs]) -> list[CachedContrast]:

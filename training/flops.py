@@ -10,8 +10,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.model import CrossMAE, CrossMAEConfig
-from training.model.patches import FBANK_SHAPE, IMAGE_CHANNELS, IMAGE_SHAPE
+from training.methods.crossmae import CrossMAE, CrossMAEConfig
+from training.methods.shared.patches import FBANK_SHAPE, IMAGE_CHANNELS, IMAGE_SHAPE
 
 # Dense bf16 (and fp16) FLOP/s by the name that CUDA gives, from NVIDIA's data sheets, whose figures "with sparsity" are
 # twice these: A100 (312), H100 (SXM 989, PCIe 756, NVL 835), H200 (SXM 989, NVL 835).

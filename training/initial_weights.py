@@ -21,9 +21,9 @@ from torch import Tensor
 
 from shards_spec.errors import UserError
 from training.checkpoint import WEIGHTS_FILE, find_checkpoint
-from training.model import CrossMAE
-from training.model.encoder import Encoder
-from training.model.patches import FBANK_GRID
+from training.methods.crossmae import CrossMAE
+from training.methods.shared.encoder import Encoder
+from training.methods.shared.patches import FBANK_GRID
 
 Modality = Literal["image", "audio"]
 _KERNEL = "patch_embed.proj.weight"

@@ -17,9 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shards_spec.errors import UserError
-from training import model
 from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint, load_weights, read_json, write_json
-from training.model import config_from_dict
+from training.methods.crossmae import config_from_dict, model
 from training.stream.loader import Normalise
 
 # What a saved model tells of the run that made it. The rest of a run's config.json is about the machine: folders.
@@ -66,7 +65,7 @@ class CrossMAE(
     tags=["audio-visual", "masked-autoencoder", "self-supervised"],
     model_card_template=_CARD,
 ):
-    """CrossMAE that knows how it was trained, and how its inputs are normalised. See `training.model.CrossMAE`."""
+    """CrossMAE that knows how it was trained, and how its inputs are normalised. See training.methods.crossmae."""
 
     def __init__(self, run_config: dict[str, Any]) -> None:
         """A fresh model for the `model`, `fbank_mean` and `fbank_std` of a run's config.json; the rest is kept.

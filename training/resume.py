@@ -8,7 +8,7 @@ from typing import Any
 from shards_spec.errors import UserError
 from training.checkpoint import CONFIG_FILE, TO_RESUME, find_checkpoint, newest_checkpoint, read_json, read_state
 from training.config import RunConfig
-from training.model.config import config_from_dict, config_to_dict
+from training.methods.crossmae.config import config_from_dict, config_to_dict
 
 
 def checkpoint_to_resume(config: RunConfig) -> Path | None:

@@ -20,9 +20,9 @@ from training.finetune.finetune import make_finetune_loop
 from training.flops import flops_per_sample
 from training.initial_weights import initialise, initialise_from_run
 from training.loop import Inputs, Loop, NonFiniteLossError, NotSavedError
-from training.model.contrast import CachedContrast
-from training.model.crossmae import CrossMAE
-from training.model.diagnostics import diagnose
+from training.methods.crossmae.diagnostics import diagnose
+from training.methods.crossmae.model import CrossMAE
+from training.methods.shared.contrast import CachedContrast
 from training.optimizer import make_optimizer
 from training.processes import signals_given_back, start_processes
 from training.stream.cache_folder import FetchError

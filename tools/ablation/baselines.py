@@ -12,7 +12,7 @@ from tools.ablation.measure import Clip, Metrics, ScoresByRivals, read_clips
 from training.evaluation.localization import min_max, upsample
 from training.evaluation.metadata import all_numbers, label_ids
 from training.evaluation.retrieval import RANKS, class_chance, label_matrix
-from training.model.patches import IMAGE_GRID
+from training.methods.shared.patches import IMAGE_GRID
 from training.stream.index import DatasetIndex
 
 _BATCH = 64

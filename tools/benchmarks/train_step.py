@@ -18,9 +18,9 @@ from torch import Tensor
 
 from shards_spec.sample import FBANK_SHAPE, FRAME_SIZE
 from training.config import OptimizerConfig
-from training.model import CrossMAE, CrossMAEConfig
-from training.model.config import kept_count
-from training.model.patches import FBANK_TOKENS
+from training.methods.crossmae import CrossMAE, CrossMAEConfig
+from training.methods.shared.masking import kept_count
+from training.methods.shared.patches import FBANK_TOKENS
 from training.optimizer import make_optimizer
 from training.stream.loader import Normalise
 

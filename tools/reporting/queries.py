@@ -19,9 +19,9 @@ from tools.pages.report_pictures import Queries
 from tools.pages.web_page import Mark
 from tools.reporting.samples import Seen, Stored, place_name
 from training.evaluation.features import LoadedModel
-from training.model.blocks import CrossAttention
-from training.model.decoders import EmbeddingDecoder
-from training.model.patches import FBANK_GRID, IMAGE_GRID
+from training.methods.crossmae.decoders import EmbeddingDecoder
+from training.methods.shared.blocks import CrossAttention
+from training.methods.shared.patches import FBANK_GRID, IMAGE_GRID
 
 # Q queries, one for each token of the modality rebuilt; V visible tokens of the other one.
 _SHOWN = 4

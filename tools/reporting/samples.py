@@ -24,8 +24,8 @@ from tools.pages.pictures import (
 )
 from tools.pages.report_pictures import Both, OfRun, Sample
 from training.evaluation.features import LoadedModel
-from training.model.crossmae import View
-from training.model.patches import FBANK_GRID, IMAGE_GRID, unpatchify_fbank, unpatchify_image
+from training.methods.crossmae.model import View
+from training.methods.shared.patches import FBANK_GRID, IMAGE_GRID, unpatchify_fbank, unpatchify_image
 from training.stream.index import DatasetIndex
 from training.stream.loader import Normalise, load
 from training.stream.order import Numbers, Place, SampleStream

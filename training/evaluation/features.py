@@ -20,9 +20,9 @@ from shards_spec.errors import UserError
 from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint, load_weights, read_json, read_state
 from training.evaluation.metadata import all_numbers, sample_keys
 from training.evaluation.row_cache import PIECE, Rows, cached_rows
-from training.model.config import config_from_dict
-from training.model.crossmae import CrossMAE
-from training.model.encoder import Features
+from training.methods.crossmae.config import config_from_dict
+from training.methods.crossmae.model import CrossMAE
+from training.methods.shared.encoder import Features
 from training.stream.index import DatasetIndex
 from training.stream.loader import Normalise, load
 from training.stream.order import Numbers

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shards_spec.sample import FRAME_SIZE
-from training.model.patches import IMAGE_GRID
+from training.methods.shared.patches import IMAGE_GRID
 
 # B images, D features, S = 224 pixels a side, K objects.
 Benchmark = Literal["flickr", "vggss"]

@@ -23,7 +23,7 @@ from training.evaluation.overlays import Overlay, write_overlays
 from training.evaluation.results import Result, Rows
 from training.evaluation.row_cache import Rows as TensorRows
 from training.evaluation.row_cache import cached_rows
-from training.model.patches import IMAGE_GRID, IMAGE_TOKENS
+from training.methods.shared.patches import IMAGE_GRID, IMAGE_TOKENS
 from training.stream.index import DatasetIndex
 from training.stream.loader import load
 from training.stream.order import Numbers, sample_seeds

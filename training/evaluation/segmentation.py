@@ -29,7 +29,7 @@ from training.evaluation.heads.segmentation_metrics import frame_scores, summari
 from training.evaluation.options import publish
 from training.evaluation.results import Result, Rows, run_folder
 from training.evaluation.row_cache import PIECE, cached_rows
-from training.model.patches import IMAGE_GRID, IMAGE_TOKENS
+from training.methods.shared.patches import IMAGE_GRID, IMAGE_TOKENS
 from training.stream.order import Numbers
 from training.stream.shares import Share
 

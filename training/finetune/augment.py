@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.model.masking import noise
+from training.methods.shared.masking import noise
 
 # B samples, T fbank rows, M mel bins, C classes. Streams of random choices beside those of the masks.
 _IS_MIXED, _PARTNER, _LAMBDA, _BANDS, _ROWS, _NOISE, _LOUDNESS, _SHIFT = range(100, 108)

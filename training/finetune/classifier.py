@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from shards_spec.errors import UserError
 from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint, load_weights, read_json, read_state
 from training.finetune.labels import Task
-from training.model.config import EncoderConfig, config_from_dict
-from training.model.encoder import Encoder, Features
-from training.model.patches import FBANK_SHAPE, IMAGE_CHANNELS, IMAGE_SHAPE
+from training.methods.crossmae.config import config_from_dict
+from training.methods.shared.encoder import Encoder, EncoderConfig, Features
+from training.methods.shared.patches import FBANK_SHAPE, IMAGE_CHANNELS, IMAGE_SHAPE
 from training.stream.loader import Normalise
 
 # B samples, C classes, D features of an encoder.

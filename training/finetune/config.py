@@ -15,7 +15,8 @@ from training.finetune.augment import AugmentConfig
 from training.finetune.classifier import InputKind, Pool, encoder_of
 from training.finetune.labels import Task
 from training.finetune.recipes import DatasetRecipe, Recipe, recipe
-from training.model.config import PRESETS, EncoderConfig, Preset
+from training.methods.crossmae.config import PRESETS, Preset
+from training.methods.shared.encoder import EncoderConfig
 
 Loss = Literal["bce", "ce"]
 # Fields that a checkpoint must agree in with the run that resumes it: config.json's "finetune".

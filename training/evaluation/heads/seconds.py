@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from shards_spec.sample import FBANK_SHIFT_MS
-from training.model.patches import FBANK_GRID, PATCH
+from training.methods.shared.patches import FBANK_GRID, PATCH
 
 # B samples, T = 64 patches in time, N = 512 audio tokens, D features.
 _ROWS = 1000 // FBANK_SHIFT_MS  # fbank rows a second

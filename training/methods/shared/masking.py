@@ -5,11 +5,12 @@ equal seeds give equal masks on every device and no generator has a state to sav
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from training.model.config import AudioStrategy, kept_count
+AudioStrategy = Literal["random", "time", "frequency", "time-frequency"]
 
 # One stream a random choice: two streams of one seed have nothing to do with each other.
 IMAGE_MASK, AUDIO_MASK, AUDIO_TIME, AUDIO_FREQUENCY, IMAGE_ATTENTIVE, AUDIO_ATTENTIVE = range(6)
@@ -31,6 +32,11 @@ class Mask:
 
     visible: Tensor  # [B, V] int64, the visible tokens, ascending
     is_masked: Tensor  # [B, N] bool, True = hidden
+
+
+def kept_count(total: int, ratio: float) -> int:
+    """`ratio` of `total`, rounded, halves up: 0.25 of 196 is 49, of 49 is 12."""
+    return int(total * ratio + 0.5)
 
 
 def splitmix64(state: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -9,11 +10,40 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_gather_tensor_autograd  # unlike the others, it compiles
 
-from training.model.blocks import init_linears
-from training.model.config import ContrastConfig
-from training.model.encoder import Features
+from training.methods.shared.blocks import init_linears
+from training.methods.shared.config_values import check_literals
+from training.methods.shared.encoder import Features
 
 MIN_TEMPERATURE = 0.01  # CLIP's floor, for a learned temperature
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastConfig:
+    """The contrastive loss (eq. 1)."""
+
+    enabled: bool = True
+    """Whether there is one (Table 2)."""
+    weight: float = 0.1
+    """Lambda of eq. 13 (Sec. 4.1: "lambda = 0.1")."""
+    temperature: float = 0.1
+    """Tau of eq. 1; the paper gives no value. 0.1 is MAViL's, whose words on lambda it shares."""
+    learnable_temperature: bool = False
+    """Learn tau, from `temperature` on."""
+    pooling: Literal["mean", "cls", "mlp"] = "mean"
+    """"Global features": mean of the visible patch tokens, the [CLS] token, or the mean through an MLP head."""
+    reduction: Literal["sum", "mean"] = "sum"
+    """Eq. 1 sums both directions."""
+    negatives: Literal["global", "local"] = "global"
+    """Other clips of the global batch, or of this process only."""
+
+    def __post_init__(self) -> None:
+        check_literals("contrast", self)
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"contrast.temperature is {self.temperature}: allowed are numbers above 0, and finite")
+        if not 0 < self.weight < math.inf:
+            raise ValueError(
+                f"contrast.weight is {self.weight}: allowed are numbers above 0, and finite (to leave it out: enabled)"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,18 @@
 import torch
 from torch import Tensor, nn
 
-from training.model.blocks import CrossAttention, CrossBlock, LayerNorm, init_linears, put, run_blocks, self_block
-from training.model.config import EmbeddingConfig, PixelConfig
-from training.model.encoder import Features
-from training.model.patches import sincos_positions
+from training.methods.crossmae.config import EmbeddingConfig, PixelConfig
+from training.methods.shared.blocks import (
+    CrossAttention,
+    CrossBlock,
+    LayerNorm,
+    init_linears,
+    put,
+    run_blocks,
+    self_block,
+)
+from training.methods.shared.encoder import Features
+from training.methods.shared.patches import sincos_positions
 
 
 class PixelDecoder(nn.Module):

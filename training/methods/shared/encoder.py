@@ -11,9 +11,24 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
-from training.model.blocks import LayerNorm, init_linears, run_blocks, self_block, take
-from training.model.config import EncoderConfig
-from training.model.patches import PATCH, sincos_positions
+from training.methods.shared.blocks import LayerNorm, init_linears, run_blocks, self_block, take
+from training.methods.shared.config_values import check_sizes
+from training.methods.shared.patches import PATCH, sincos_positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """The ViT of each modality (Sec. 4.1: "ViT-B/16 model as the backbone by default")."""
+
+    dim: int = 768
+    """Width."""
+    depth: int = 12
+    """Blocks."""
+    heads: int = 12
+    """Attention heads."""
+
+    def __post_init__(self) -> None:
+        check_sizes("encoder", width=self.dim, depth=self.depth, heads=self.heads)
 
 
 @dataclass(frozen=True)

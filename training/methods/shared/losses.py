@@ -4,10 +4,14 @@ Eq. 2 writes 1/N times a squared norm. `mean` also divides by the number of valu
 `patch_sum` does not.
 """
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.model.config import LossOn, Normalise, Reduction
+LossOn = Literal["masked", "visible", "all"]
+Reduction = Literal["mean", "patch_sum"]
+Normalise = Literal["token", "feature"]
 
 PIXEL_EPS = 1e-6  # MAE's, on the variance of a patch
 TOKEN_EPS = 1e-6

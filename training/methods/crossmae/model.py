@@ -9,15 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from training.model.attentive import attentive_places, attentive_tokens
-from training.model.blocks import drawn_aside, put, take
-from training.model.config import CrossMAEConfig
-from training.model.contrast import CachedContrast, Contrast
-from training.model.decoders import EmbeddingDecoder, PixelDecoder
-from training.model.encoder import Encoder, Features
-from training.model.losses import embedding_loss, patch_statistics, pixel_loss
-from training.model.masking import AUDIO_ATTENTIVE, IMAGE_ATTENTIVE, Mask, mask_audio, mask_image
-from training.model.patches import (
+from training.methods.crossmae.attentive import attentive_places, attentive_tokens
+from training.methods.crossmae.config import CrossMAEConfig
+from training.methods.crossmae.decoders import EmbeddingDecoder, PixelDecoder
+from training.methods.crossmae.teacher import Teacher
+from training.methods.shared.blocks import drawn_aside, put, take
+from training.methods.shared.contrast import CachedContrast, Contrast
+from training.methods.shared.encoder import Encoder, Features
+from training.methods.shared.losses import embedding_loss, patch_statistics, pixel_loss
+from training.methods.shared.masking import AUDIO_ATTENTIVE, IMAGE_ATTENTIVE, Mask, mask_audio, mask_image
+from training.methods.shared.patches import (
     FBANK_GRID,
     FBANK_SHAPE,
     IMAGE_CHANNELS,
@@ -28,7 +29,6 @@ from training.model.patches import (
     patchify_fbank,
     patchify_image,
 )
-from training.model.teacher import Teacher
 
 
 @dataclass(frozen=True)

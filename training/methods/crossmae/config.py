@@ -3,39 +3,19 @@
 Sections, equations and tables are those of CrossMAE (CVPR 2024); "A.3" and the like are its supplement's.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_args
 
-from training.model.patches import FBANK_TOKENS, IMAGE_TOKENS
+from training.methods.shared.config_values import check_literals, check_sizes, from_dict
+from training.methods.shared.contrast import ContrastConfig
+from training.methods.shared.encoder import EncoderConfig
+from training.methods.shared.losses import LossOn, Normalise, Reduction
+from training.methods.shared.masking import AudioStrategy, kept_count
+from training.methods.shared.patches import FBANK_TOKENS, IMAGE_TOKENS
 
-AudioStrategy = Literal["random", "time", "frequency", "time-frequency"]
-LossOn = Literal["masked", "visible", "all"]
-Reduction = Literal["mean", "patch_sum"]
 Queries = Literal["learnable", "sincos", "zeros", "tokens"]
-Normalise = Literal["token", "feature"]
 Targets = Literal["online", "visible_only", "ema", "teacher"]
-
-
-def kept_count(total: int, ratio: float) -> int:
-    """`ratio` of `total`, rounded, halves up: 0.25 of 196 is 49, of 49 is 12."""
-    return int(total * ratio + 0.5)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
-    """The ViT of each modality (Sec. 4.1: "ViT-B/16 model as the backbone by default")."""
-
-    dim: int = 768
-    """Width."""
-    depth: int = 12
-    """Blocks."""
-    heads: int = 12
-    """Attention heads."""
-
-    def __post_init__(self) -> None:
-        _check_sizes("encoder", width=self.dim, depth=self.depth, heads=self.heads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +30,7 @@ class MaskConfig:
     """How the spectrogram is masked (supplement, Fig. 2)."""
 
     def __post_init__(self) -> None:
-        _check_literals("mask", self)
+        check_literals("mask", self)
         for name, tokens in (("image", IMAGE_TOKENS), ("audio", FBANK_TOKENS)):
             ratio = getattr(self, f"{name}_ratio")
             if not (0 <= ratio < 1 and kept_count(tokens, 1 - ratio) >= 1):
@@ -73,39 +53,10 @@ class AttentiveConfig:
     """What the other decoder is given: Table 6's "Attentive Tokens", "zero vectors" or "random tokens"."""
 
     def __post_init__(self) -> None:
-        _check_literals("attentive", self)
+        check_literals("attentive", self)
         for name in ("image_ratio", "audio_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"attentive.{name} is {getattr(self, name)}: allowed are 0 to 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContrastConfig:
-    """The contrastive loss (eq. 1)."""
-
-    enabled: bool = True
-    """Whether there is one (Table 2)."""
-    weight: float = 0.1
-    """Lambda of eq. 13 (Sec. 4.1: "lambda = 0.1")."""
-    temperature: float = 0.1
-    """Tau of eq. 1; the paper gives no value. 0.1 is MAViL's, whose words on lambda it shares."""
-    learnable_temperature: bool = False
-    """Learn tau, from `temperature` on."""
-    pooling: Literal["mean", "cls", "mlp"] = "mean"
-    """"Global features": mean of the visible patch tokens, the [CLS] token, or the mean through an MLP head."""
-    reduction: Literal["sum", "mean"] = "sum"
-    """Eq. 1 sums both directions."""
-    negatives: Literal["global", "local"] = "global"
-    """Other clips of the global batch, or of this process only."""
-
-    def __post_init__(self) -> None:
-        _check_literals("contrast", self)
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"contrast.temperature is {self.temperature}: allowed are numbers above 0, and finite")
-        if not 0 < self.weight < math.inf:
-            raise ValueError(
-                f"contrast.weight is {self.weight}: allowed are numbers above 0, and finite (to leave it out: enabled)"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +84,8 @@ class PixelConfig:
     """Mean over all values, or eq. 2's letter: sum over a patch's values, mean over patches."""
 
     def __post_init__(self) -> None:
-        _check_literals("pixel", self)
-        _check_sizes("pixel", width=self.dim, depth=self.depth, heads=self.heads)
+        check_literals("pixel", self)
+        check_sizes("pixel", width=self.dim, depth=self.depth, heads=self.heads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +117,8 @@ class EmbeddingConfig:
     """As of the pixel loss (eq. 2)."""
 
     def __post_init__(self) -> None:
-        _check_literals("embedding", self)
-        _check_sizes("embedding", width=self.dim, depth=self.depth, heads=self.heads)
+        check_literals("embedding", self)
+        check_sizes("embedding", width=self.dim, depth=self.depth, heads=self.heads)
         if not 0 <= self.ema_momentum <= 1:
             raise ValueError(f"embedding.ema_momentum is {self.ema_momentum}: allowed are 0 to 1")
         if self.target_gradient and self.targets in ("ema", "teacher"):
@@ -314,44 +265,6 @@ def config_to_dict(config: CrossMAEConfig) -> dict[str, Any]:
 
 def config_from_dict(values: dict[str, Any]) -> CrossMAEConfig:
     """The config of `config_to_dict`; the missing takes its default, the unknown or of a wrong type is refused."""
-    config = _from_dict(CrossMAEConfig, values, "")
+    config = from_dict(CrossMAEConfig, values)
     assert isinstance(config, CrossMAEConfig)
     return config
-
-
-def _from_dict(cls: type, values: Any, path: str) -> Any:
-    if not isinstance(values, dict):
-        raise ValueError(f"{path.rstrip('.') or 'config'} is {values!r}: allowed is a mapping of its fields")
-    types_ = get_type_hints(cls)
-    unknown = [f"{path}{name}" for name in values if name not in types_]
-    if unknown:
-        raise ValueError(f"unknown in the model's config: {', '.join(unknown)}; allowed are {', '.join(types_)}")
-    return cls(**{name: _value(types_[name], value, f"{path}{name}") for name, value in values.items()})
-
-
-def _value(kind: Any, value: Any, path: str) -> Any:
-    if is_dataclass(kind):
-        assert isinstance(kind, type)
-        return _from_dict(kind, value, f"{path}.")
-    if kind is float and type(value) is int:  # JSON writers may drop the point of 1.0
-        return float(value)
-    if isinstance(kind, type) and type(value) is not kind:
-        raise ValueError(f"{path} is {value!r}: allowed is a value of type {kind.__name__}")
-    return value
-
-
-def _check_literals(section: str, config: Any) -> None:
-    hints = get_type_hints(type(config))
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if get_origin(hints[f.name]) is Literal and value not in get_args(hints[f.name]):
-            raise ValueError(f"{section}.{f.name} is {value!r}: allowed are {', '.join(get_args(hints[f.name]))}")
-
-
-def _check_sizes(section: str, *, width: int, depth: int, heads: int) -> None:
-    if depth < 1:
-        raise ValueError(f"{section}.depth is {depth}: allowed are 1 and more")
-    if width < 4 or width % 4:
-        raise ValueError(f"{section}.dim is {width}: allowed are multiples of 4 (2-D sin-cos positions)")
-    if heads < 1 or width % heads:
-        raise ValueError(f"{section}.heads is {heads}: allowed are divisors of {section}.dim, which is {width}")

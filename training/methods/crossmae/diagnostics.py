@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.model.crossmae import CrossMAE, View
-from training.model.losses import embedding_target, pixel_target
-from training.model.patches import patchify_fbank, patchify_image
+from training.methods.crossmae.model import CrossMAE, View
+from training.methods.shared.losses import embedding_target, pixel_target
+from training.methods.shared.patches import patchify_fbank, patchify_image
 
 MAX_TOKENS = 2048  # of a batch's targets that an effective rank is taken from
 

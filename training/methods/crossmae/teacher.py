@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from training.model.encoder import Encoder
+from training.methods.shared.encoder import Encoder
 
 
 class Teacher(nn.Module):

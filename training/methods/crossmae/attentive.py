@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.model.blocks import take
-from training.model.config import AttentiveConfig
-from training.model.encoder import Features
-from training.model.masking import Mask, noise
+from training.methods.crossmae.config import AttentiveConfig
+from training.methods.shared.blocks import take
+from training.methods.shared.encoder import Features
+from training.methods.shared.masking import Mask, noise
 
 
 @torch.no_grad()

@@ -1,0 +1,10 @@
+"""What several methods are made of.
+
+patches.py        images and fbanks to patches and back; 2-D sin-cos positions
+masking.py        which tokens are hidden: a pure function of a sample's seed
+encoder.py        the ViT of one modality, and the attention of its [CLS] token
+blocks.py         cross-attention, and initialisation
+contrast.py       the contrastive loss over the global batch
+losses.py         reconstruction losses
+config_values.py  configs to JSON values and back
+"""
