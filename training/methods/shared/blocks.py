@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 LayerNorm: Any = partial(nn.LayerNorm, eps=1e-6)  # MAE's eps
 
 
-def self_block(dim: int, heads: int) -> Block:
+def self_block(dim: int, heads: int, *, eps: float = 1e-6) -> Block:
     """timm's pre-norm ViT block, as MAE uses it: x [B, N, D] -> [B, N, D]."""
-    return Block(dim, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=LayerNorm)
+    return Block(dim, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=eps))
 
 
 class CrossAttention(nn.Module):
@@ -71,7 +71,7 @@ class CrossBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *context: Tensor, recompute: bool) -> Tensor:
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *context: Any, recompute: bool) -> Tensor:
     """x [B, N, D] through the blocks, each of which is also given the context, if there is one.
 
     With `recompute` the backward pass computes the inside of each block again instead of keeping it. Nothing in a block

@@ -112,6 +112,31 @@ class Contrast(nn.Module):
         return pooled if head is None else head(pooled)
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """This rank's features of B pairs, and those of the global batch of all W ranks."""
+
+    audio: Tensor  # [B, D]
+    image: Tensor  # [B, D]
+    all_audio: Tensor  # [W * B, D]
+    all_image: Tensor  # [W * B, D]
+    first: int  # the place of this rank's first pair among them
+
+
+def all_pairs(audio: Tensor, image: Tensor) -> Pairs:
+    """Features [B, D] of this rank's pairs beside those of all ranks, where torch.distributed runs.
+
+    The gather passes gradients back to the rank that made a row. Every rank must bring the same B.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return Pairs(audio, image, audio, image, 0)
+    assert dist.group.WORLD is not None
+    both = torch.cat([audio, image], dim=1)
+    gathered = all_gather_tensor_autograd(both, 0, dist.group.WORLD)  # one collective for both: [W * B, 2 D]
+    all_audio, all_image = gathered.chunk(2, dim=1)
+    return Pairs(audio, image, all_audio, all_image, dist.get_rank() * audio.shape[0])
+
+
 def info_nce(audio: Tensor, image: Tensor, temperature: float | Tensor, *, reduction: str, is_global: bool) -> Tensor:
     """Symmetric InfoNCE (eq. 1) of features audio, image [B, D] with cosine similarity.
 
@@ -120,16 +145,10 @@ def info_nce(audio: Tensor, image: Tensor, temperature: float | Tensor, *, reduc
     of gradients gives exactly its gradient. Every rank must bring the same B.
     """
     audio, image = F.normalize(audio.float(), dim=-1), F.normalize(image.float(), dim=-1)
-    all_audio, all_image, first = audio, image, 0
-    if is_global and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        assert dist.group.WORLD is not None
-        both = torch.cat([audio, image], dim=1)
-        gathered = all_gather_tensor_autograd(both, 0, dist.group.WORLD)  # one collective for both: [W * B, 2 D]
-        all_audio, all_image = gathered.chunk(2, dim=1)
-        first = dist.get_rank() * audio.shape[0]
-    partner = torch.arange(audio.shape[0], device=audio.device) + first
-    to_image = F.cross_entropy((audio @ all_image.T).float() / temperature, partner)
-    to_audio = F.cross_entropy((image @ all_audio.T).float() / temperature, partner)
+    pairs = all_pairs(audio, image) if is_global else Pairs(audio, image, audio, image, 0)
+    partner = torch.arange(audio.shape[0], device=audio.device) + pairs.first
+    to_image = F.cross_entropy((audio @ pairs.all_image.T).float() / temperature, partner)
+    to_audio = F.cross_entropy((image @ pairs.all_audio.T).float() / temperature, partner)
     return to_image + to_audio if reduction == "sum" else (to_image + to_audio) / 2
 
 

@@ -60,7 +60,7 @@ def noise(seeds: Tensor, stream: int, count: int) -> Tensor:
 
 def mask_image(seeds: Tensor, tokens: int, ratio: float) -> Mask:
     """Random masking of an image's tokens (eq. 4)."""
-    return _keep_first(noise(seeds, IMAGE_MASK, tokens).argsort(dim=1, stable=True), kept_count(tokens, 1 - ratio))
+    return keep_first(noise(seeds, IMAGE_MASK, tokens).argsort(dim=1, stable=True), kept_count(tokens, 1 - ratio))
 
 
 def mask_audio(seeds: Tensor, grid: tuple[int, int], ratio: float, strategy: AudioStrategy) -> Mask:
@@ -74,7 +74,7 @@ def mask_audio(seeds: Tensor, grid: tuple[int, int], ratio: float, strategy: Aud
     times, bands = grid
     tokens = times * bands
     if strategy == "random":  # all equals: one sort, where the others take seven
-        return _keep_first(noise(seeds, AUDIO_MASK, tokens).argsort(dim=1, stable=True), kept_count(tokens, 1 - ratio))
+        return keep_first(noise(seeds, AUDIO_MASK, tokens).argsort(dim=1, stable=True), kept_count(tokens, 1 - ratio))
     fine = _ranks(noise(seeds, AUDIO_MASK, tokens))  # [B, N]
     time = _ranks(noise(seeds, AUDIO_TIME, times)).repeat_interleave(bands, dim=1)  # [B, N], token t * bands + f
     band = _ranks(noise(seeds, AUDIO_FREQUENCY, bands)).repeat(1, times)  # [B, N]
@@ -84,10 +84,10 @@ def mask_audio(seeds: Tensor, grid: tuple[int, int], ratio: float, strategy: Aud
         coarse = band
     else:
         coarse = torch.maximum((2 * time + 1) * bands, (2 * band + 1) * times)
-    return _keep_first((coarse * tokens + fine).argsort(dim=1), kept_count(tokens, 1 - ratio))
+    return keep_first((coarse * tokens + fine).argsort(dim=1), kept_count(tokens, 1 - ratio))
 
 
-def _keep_first(order: Tensor, count: int) -> Mask:
+def keep_first(order: Tensor, count: int) -> Mask:
     """The mask that leaves the first `count` tokens of an order [B, N] visible."""
     visible = order[:, :count].sort(dim=1).values
     is_masked = torch.ones_like(order, dtype=torch.bool).scatter(1, visible, False)

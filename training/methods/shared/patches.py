@@ -3,6 +3,8 @@
 Tokens run along the rows of their grid: an image's index is y * 14 + x, an fbank's t * 8 + f, time-major.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,17 @@ IMAGE_GRID = (IMAGE_SHAPE[0] // PATCH, IMAGE_SHAPE[1] // PATCH)
 FBANK_GRID = (FBANK_SHAPE[0] // PATCH, FBANK_SHAPE[1] // PATCH)
 IMAGE_TOKENS = IMAGE_GRID[0] * IMAGE_GRID[1]
 FBANK_TOKENS = FBANK_GRID[0] * FBANK_GRID[1]
+
+
+@dataclass(frozen=True)
+class Grids:
+    """Rows and columns of the tokens of both modalities: what a model's inputs are cut into."""
+
+    image: tuple[int, int] = IMAGE_GRID  # y, x
+    audio: tuple[int, int] = FBANK_GRID  # time, mel
+
+
+FULL = Grids()
 
 
 def patchify_image(image: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""What tools.check_vectors computes, a file a method; file.py reads the vectors."""
