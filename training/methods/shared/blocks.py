@@ -19,7 +19,8 @@ LayerNorm: Any = partial(nn.LayerNorm, eps=1e-6)  # MAE's eps
 
 def self_block(dim: int, heads: int, *, eps: float = 1e-6) -> Block:
     """timm's pre-norm ViT block, as MAE uses it: x [B, N, D] -> [B, N, D]."""
-    return Block(dim, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=eps))
+    norm: Any = partial(nn.LayerNorm, eps=eps)
+    return Block(dim, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm)
 
 
 class CrossAttention(nn.Module):
