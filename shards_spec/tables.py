@@ -117,6 +117,20 @@ def read_table(path: Place, columns: list[str] | None = None) -> tuple[pa.Table,
         raise UserError(f"{path} has damaged metadata ({error}): remove it and run make-shards again") from error
 
 
+def column_names(path: Place) -> list[str]:
+    """The columns of what `write_table` wrote.
+
+    Raises:
+        UserError: the file is damaged.
+        OSError: the file is remote and cannot be fetched.
+    """
+    try:
+        names: list[str] = pq.ParquetFile(readable(path)).schema_arrow.names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as parquet ({error}): remove it and run make-shards again") from error
+    return names
+
+
 def read_tables(paths: Sequence[Place]) -> Iterator[tuple[pa.Table, dict[str, Any]]]:
     """`read_table` of each, in order; several at a time, because on far disks most of it is waiting."""
     with ThreadPoolExecutor(_READERS, thread_name_prefix="table") as pool:

@@ -22,6 +22,18 @@ def test_every_loader_has_its_row(capsys, monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())  # the data are gone
 
 
+@pytest.mark.parametrize("shape", ["window", "sound"])
+def test_other_shapes_have_their_rows(capsys, monkeypatch, tmp_path, shape):
+    monkeypatch.setattr(loader_data, "SHARD_SAMPLES", 16)
+    monkeypatch.setattr(bench_loader, "SHARD_SAMPLES", 16)
+    small = ["--samples", "36", "--batch-size", "2", "--repeats", "1", "--workers", "1", "--folder", str(tmp_path)]
+    main([*small, "--shape", shape])
+    out = capsys.readouterr().out
+    names = re.findall(r"^\| ([^|:]+) \|(?: [\d,]+ \|){4}$", out, re.MULTILINE)
+    assert names[:4] == [FLOOR, "ours, 0 workers", "ours, 1 workers", "map-style Dataset + DataLoader, 1 workers"]
+    assert names[4].startswith("webdataset")
+
+
 def test_too_few_samples_are_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--samples", "100"])

@@ -167,7 +167,7 @@ def test_a_damaged_sample_in_the_cache_is_named_or_replaced(server, tmp_path):
     last = max(i for i in range(4) if remote.locate(numbers[i])[0] == remote.locate(numbers[0])[0])
     place = remote.place(numbers[last])  # the next good one lies in another shard
     with remote.tars[place.shard].open("r+b") as file:
-        file.seek(place.frame_offset + 40)
+        file.seek(place.frames[0].offset + 40)
         file.write(b"\x00\x01\x02")
 
     def shares():

@@ -73,7 +73,9 @@ def test_features_are_those_of_the_model_on_normalised_inputs(index, loaded, run
     model = CrossMAE(config_from_dict(json.loads((checkpoint / "config.json").read_text())["model"]))
     load_weights(checkpoint, model)
     (batch,) = load(index, all_shares(12, 12), seed=0, batch_size=12, workers=0)
-    pixels = (batch.image.float() / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    pixels = (batch.image[:, 0].float() / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor(
+        [0.229, 0.224, 0.225]
+    )
     with torch.no_grad():
         image = model.encode_image(pixels.permute(0, 3, 1, 2))
         audio = model.encode_audio((batch.fbank.float() + 4) / 4)

@@ -52,7 +52,7 @@ def batches(
 def test_every_sample_is_what_plain_webdataset_reads(dataset):
     index = open_index(dataset)
     (batch,) = batches(index, steps=1, batch_size=len(index))
-    ours = {key: (batch.image[i].numpy(), batch.fbank[i].numpy()) for i, key in enumerate(batch.keys)}
+    ours = {key: (batch.image[i, 0].numpy(), batch.fbank[i].numpy()) for i, key in enumerate(batch.keys)}
     urls = sorted(str(path) for path in dataset.glob("*.tar"))
     theirs = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
     assert sorted(sample["__key__"].rsplit("/", 1)[-1] for sample in theirs) == sorted(ours)
@@ -107,7 +107,7 @@ def test_normalise_by_hand():
 
 def read(index, number):
     image, fbank = np.empty((224, 224, 3), np.uint8), np.empty((1024, 128), np.float16)
-    SampleReader(index.tars).read_into(index.place(number), image, fbank)
+    SampleReader(index.tars).read_into(index.place(number), image[None], fbank)
     return image, fbank
 
 
@@ -120,10 +120,11 @@ def damage(path, offset, data):
 @pytest.mark.parametrize("member", [FRAME_MEMBER, FBANK_MEMBER])
 def test_a_flipped_byte_is_named(tmp_path, member):
     index = open_index(make_dataset(tmp_path / "data", SIZES))
-    place = getattr(index.place(6), f"{member.split('.')[0].replace('jpg', 'frame')}_offset")
-    tar = index.tars[index.place(6).shard]
-    byte = tar.read_bytes()[place + 300]
-    damage(tar, place + 300, bytes([byte ^ 1]))
+    place = index.place(6)
+    (payload,) = (payload for payload in (*place.frames, place.fbank) if payload.member == member)
+    tar = index.tars[place.shard]
+    byte = tar.read_bytes()[payload.offset + 300]
+    damage(tar, payload.offset + 300, bytes([byte ^ 1]))
     with pytest.raises(
         DamagedSampleError, match=rf"{tar}: sample {index.key(6)} at byte {index.place(6).offset}.*crc32"
     ):

@@ -39,8 +39,8 @@ def test_slots_are_reused_and_hold_what_was_asked_for(index, workers):
             for (i, places), (job, slot) in zip(jobs(index, 30), ring.batches(jobs(index, 30)), strict=True):
                 assert job == i
                 for row, place in enumerate(places):
-                    reader.read_into(place, image, fbank)
-                    assert np.array_equal(slot.image[row], image) and np.array_equal(slot.fbank[row], fbank)
+                    reader.read_into(place, image[None], fbank)
+                    assert np.array_equal(slot.image[row, 0], image) and np.array_equal(slot.fbank[row], fbank)
                 seen += 1
             assert seen == 30, turn
 
@@ -182,4 +182,4 @@ def test_slots_do_not_overlap():
         assert (slot.image == value).all() and (slot.fbank == -value).all()
         assert slot.image.ctypes.data % 4096 == 0 and slot.fbank.ctypes.data % 4096 == 0
     wasted = len(memory) - sum(s.image.nbytes + s.fbank.nbytes for s in slots)
-    assert 0 <= wasted < 6 * 4096
+    assert 0 <= wasted < 9 * 4096  # a page of each slot holds what sound there is

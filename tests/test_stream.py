@@ -132,7 +132,7 @@ def test_weights_are_exact_and_every_dataset_keeps_its_epochs(weights):
 def damage_sample(index, number):
     place = index.place(number)
     with index.tars[place.shard].open("r+b") as file:
-        file.seek(place.frame_offset + 40)
+        file.seek(place.frames[0].offset + 40)
         byte = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte[0] ^ 1]))

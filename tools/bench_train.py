@@ -214,7 +214,7 @@ def _from_shards(data: str, bench: Bench, config: BenchConfig) -> Iterator[Store
     shares = rank_shares(stream, Place(), steps=config.shard_steps + _WARM_STEPS, batch_size=bench.batch_size)
     is_gpu = bench.device.type == "cuda"
     for batch in load(index, shares, seed=0, batch_size=bench.batch_size, workers=config.workers, pin=is_gpu):
-        yield batch.image, batch.fbank, batch.seeds
+        yield batch.image[:, 0], batch.fbank, batch.seeds
 
 
 def _cpu_threads() -> str:

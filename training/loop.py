@@ -240,7 +240,7 @@ class Loop:
             if self.keys_log is not None:
                 self.keys_log.write({"step": self.step + 1, "keys": batch.keys})
             image, fbank = self.normalise(
-                batch.image.to(device, non_blocking=True), batch.fbank.to(device, non_blocking=True)
+                batch.image[:, 0].to(device, non_blocking=True), batch.fbank.to(device, non_blocking=True)
             )
             seeds = batch.seeds.to(device, non_blocking=True)
             yield Inputs(image=image, fbank=fbank, seeds=seeds, numbers=batch.numbers)

@@ -8,6 +8,7 @@ that each can do. Install them with `pip install '.[peers]'`.
 import contextlib
 import importlib
 import io
+import random
 import subprocess
 import sys
 import warnings
@@ -19,14 +20,24 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
+import soundfile
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from shards_spec.errors import UserError
-from shards_spec.sample import FBANK_HEADER, FBANK_MEMBER, FBANK_SHAPE, FRAME_MEMBER, FRAME_SIZE
+from shards_spec.sample import (
+    AUDIO_MEMBER,
+    FBANK_HEADER,
+    FBANK_MEMBER,
+    FBANK_SHAPE,
+    FRAME_MEMBER,
+    FRAME_SIZE,
+    SAMPLE_RATE,
+)
+from training.methods.interface import Reads
 from training.stream.index import DatasetIndex
-from training.stream.order import epoch_order
+from training.stream.order import epoch_order, sample_seeds
 from training.stream.reader import SampleReader
 
 Pair = tuple[Tensor, Tensor]  # frame uint8 [S, S, 3], fbank float16 [T, M]; or batches of them
@@ -51,20 +62,25 @@ def decode(jpeg: bytes, npy: bytes) -> Pair:
     return frame, torch.frombuffer(npy, dtype=torch.float16, offset=len(FBANK_HEADER)).view(FBANK_SHAPE)
 
 
-class MapStyle(Dataset[Pair]):
-    """The plain way with our index and reader: a sample by its number."""
+class MapStyle(Dataset[tuple[Tensor, ...]]):
+    """The plain way with our index and reader: a sample by its number, its frames as its seed of epoch 0 has them."""
 
     def __init__(self, index: DatasetIndex) -> None:
-        self._places = index.places(np.arange(len(index)))
+        numbers = np.arange(len(index))
+        self._places = index.places(numbers, sample_seeds(0, np.zeros_like(numbers), index.keys(numbers)))
         self._reader = SampleReader(index.tars)
+        self._reads = index.reads
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, number: int) -> Pair:
-        frame, fbank = np.empty((FRAME_SIZE, FRAME_SIZE, 3), np.uint8), np.empty(FBANK_SHAPE, np.float16)
-        self._reader.read_into(self._places[number], frame, fbank)
-        return torch.from_numpy(frame), torch.from_numpy(fbank)
+    def __getitem__(self, number: int) -> tuple[Tensor, ...]:
+        frames = np.empty((self._reads.frames, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
+        fbank = np.empty(FBANK_SHAPE, np.float16)
+        sound = np.empty(round(self._reads.waveform_seconds * SAMPLE_RATE), np.int16)
+        self._reader.read_into(self._places[number], frames, fbank, sound)
+        arrays = (frames, fbank, sound) if len(sound) else (frames, fbank)
+        return tuple(torch.from_numpy(array) for array in arrays)
 
 
 def map_style(index: DatasetIndex, batch_size: int, workers: int) -> Loader:
@@ -123,6 +139,33 @@ def _webdataset(dataset: Path, _: Path, batch_size: int, workers: int) -> Callab
         return iter(webdataset.WebLoader(batches, batch_size=None, num_workers=workers))
 
     return start
+
+
+def webdataset_of(dataset: Path, reads: Reads, batch_size: int, workers: int) -> Loader:
+    """webdataset with a decoder for several frames, and for sound: it reads whole samples, and takes what is wanted."""
+    import webdataset
+
+    generator = random.Random(0)
+
+    def take(sample: dict[str, Any]) -> tuple[Tensor, ...]:
+        stored = sorted(name for name in sample if name.startswith("frame"))
+        first = generator.randrange(len(stored) - reads.frames + 1)
+        chosen = stored[first : first + reads.frames]
+        frames = torch.stack([torch.from_numpy(simplejpeg.decode_jpeg(sample[name], "RGB")) for name in chosen])
+        fbank = torch.frombuffer(sample[FBANK_MEMBER], dtype=torch.float16, offset=len(FBANK_HEADER)).view(FBANK_SHAPE)
+        if not reads.waveform_seconds:
+            return frames, fbank
+        with soundfile.SoundFile(io.BytesIO(sample[AUDIO_MEMBER])) as file:
+            wanted = round(reads.waveform_seconds * SAMPLE_RATE)
+            file.seek(generator.randrange(file.frames - wanted + 1))
+            return frames, fbank, torch.from_numpy(file.read(wanted, dtype="int16"))
+
+    def start() -> Iterator[Any]:
+        samples = webdataset.WebDataset(_tars(dataset), shardshuffle=False).map(take)
+        batches = samples.batched(batch_size, collation_fn=default_collate)
+        return iter(webdataset.WebLoader(batches, batch_size=None, num_workers=workers))
+
+    return Loader(f"webdataset {version('webdataset')}", workers, start)
 
 
 def _mosaicml(dataset: Path, folder: Path, batch_size: int, workers: int) -> Callable[[], Iterator[Any]]:

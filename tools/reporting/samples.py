@@ -78,7 +78,7 @@ def read_samples(index: DatasetIndex, numbers: Numbers) -> list[Stored]:
                 number=number,
                 key=batch.keys[0],
                 seed=int(batch.seeds[0]),
-                frame=batch.image[0].numpy().copy(),
+                frame=batch.image[0, 0].numpy().copy(),
                 fbank=fbank,
                 labels=[names.get(i, f"class {i}") for i in index.label_ids(number)],
                 sound=Sound.of(fbank),

@@ -376,7 +376,7 @@ def _samples(index: DatasetIndex, keys: list[str]) -> Iterator[tuple[Floats, Flo
     places = {place.key: place for place in index.places(all_numbers(index))}
     for key in keys:
         image, rows = np.empty((FRAME_SIZE, FRAME_SIZE, 3), np.uint8), np.empty(FBANK_SHAPE, np.float16)
-        reader.read_into(places[key], image, rows)
+        reader.read_into(places[key], image[None], rows)
         yield image.astype(np.float64), rows.astype(np.float64)
     reader.close()
 

@@ -117,7 +117,7 @@ class AveConfig(HeadOptions):
                 if frames.count:
                     rows["image"] = _encode_frames(loaded, torch.from_numpy(frames.read(taken)), size)
                 else:
-                    rows["image"] = loaded.encode_image(batch.image).pooled.float().cpu().unsqueeze(1)
+                    rows["image"] = loaded.encode_image(batch.image[:, 0]).pooled.float().cpu().unsqueeze(1)
                 check_finite(loaded, rows, batch.keys)
                 yield taken, rows
 

@@ -91,7 +91,7 @@ class ClassificationConfig(EvaluationOptions):
         def compute(shares: Iterable[Share]) -> Iterator[tuple[Numbers, dict[str, Tensor]]]:
             for batch in load(index, shares, seed=0, batch_size=size, workers=self.workers):
                 numbers = batch.numbers.numpy()
-                views = batch.image[:, None] if frames is None else torch.from_numpy(frames.read(numbers))
+                views = batch.image if frames is None else torch.from_numpy(frames.read(numbers))
                 with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=precision):
                     scores = classify(loaded, views, batch.fbank)
                 if not scores.isfinite().all():

@@ -178,7 +178,7 @@ def embed_dataset(
 
     def compute(shares: Iterable[Share]) -> Iterator[tuple[Numbers, Rows]]:
         for batch in load(index, shares, seed=0, batch_size=min(batch_size, PIECE), workers=workers):
-            audio, image = loaded.encode_audio(batch.fbank), loaded.encode_image(batch.image)
+            audio, image = loaded.encode_audio(batch.fbank), loaded.encode_image(batch.image[:, 0])
             rows = {"audio": _pooled(audio, pool), "image": _pooled(image, pool)}
             check_finite(loaded, rows, batch.keys)
             yield batch.numbers.numpy(), rows
@@ -266,7 +266,7 @@ def dense_features(
         yield DenseBatch(
             numbers=batch.numbers.numpy(),
             keys=batch.keys,
-            frames=batch.image,
-            image=loaded.encode_image(batch.image),
+            frames=batch.image[:, 0],
+            image=loaded.encode_image(batch.image[:, 0]),
             audio=loaded.encode_audio(batch.fbank) if with_audio else None,
         )

@@ -283,7 +283,7 @@ class LocalizationConfig(EvaluationOptions):
 def _frames(index: DatasetIndex, numbers: Numbers) -> list[Any]:
     """The frames of samples, uint8 [S, S, 3] each."""
     shares = [Share(numbers=numbers[i : i + 1], epochs=np.zeros(1, np.int64)) for i in range(len(numbers))]
-    return [batch.image[0].numpy().copy() for batch in load(index, shares, seed=0, batch_size=1, workers=0)]
+    return [batch.image[0, 0].numpy().copy() for batch in load(index, shares, seed=0, batch_size=1, workers=0)]
 
 
 def read_annotations(index: DatasetIndex) -> Annotated:

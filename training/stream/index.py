@@ -1,9 +1,9 @@
-"""Where every sample lies: dataset.json and the shard tables -> (shard, offset, crc32) of each payload.
+"""Where every sample lies: dataset.json and the shard tables -> (shard, offset, length, crc32) of each payload.
 
 Samples are numbered 0 .. n-1 through the datasets, their shards, and the samples of each in plan order; failed clips
 have no number. A shard's table is read when its first sample is asked for, so a dataset of thousands of shards opens
-at once; what a batch needs is read by several threads. What has been read takes about 60 bytes a sample, in the main
-process alone: workers are told places, they hold no index.
+at once; what a batch needs is read by several threads. What has been read takes about 70 bytes a sample (12 more for
+each frame that may be asked for), in the main process alone: workers are told places, they hold no index.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,29 +24,37 @@ import pyarrow.compute as pc
 from shards_spec import storage
 from shards_spec.dataset import Dataset, ShardInfo, read_dataset
 from shards_spec.errors import DamagedSampleError, UserError
-from shards_spec.sample import FBANK_MEMBER, FRAME_MEMBER, member_column
-from shards_spec.tables import read_table
+from shards_spec.sample import AUDIO_MEMBER, FBANK_MEMBER, FRAME_MEMBER, extra_frame_member, member_column
+from shards_spec.tables import column_names, read_table
+from training.methods.interface import Reads
 from training.stream.cache import make_cache
 from training.stream.cache_folder import DEFAULT_SIZE, CacheFolder, default_folder, local_folder, parse_size
+from training.stream.choice import MIDDLE, choose
 from training.stream.fetch import fetch_dataset
 
 _TABLE_READERS = 8  # threads: most of it is waiting where disks are far, and parquet is decoded without the GIL
-_FRAME_OFFSET, _FRAME_LENGTH, _FRAME_CRC32 = (member_column(FRAME_MEMBER, f) for f in ("offset", "length", "crc32"))
-_FBANK_OFFSET, _FBANK_CRC32 = (member_column(FBANK_MEMBER, f) for f in ("offset", "crc32"))
-_PAYLOADS = (_FRAME_OFFSET, _FRAME_LENGTH, _FRAME_CRC32, _FBANK_OFFSET, _FBANK_CRC32)  # in the order of SamplePlace
+_FIELDS = ("offset", "length", "crc32")  # of a member, in the order of Payload
+
+
+class Payload(NamedTuple):
+    """Where one member's bytes lie in the tar, and what they must be."""
+
+    member: str
+    offset: int
+    length: int
+    crc32: int
 
 
 class SamplePlace(NamedTuple):
-    """Where a sample lies, and what its bytes must be: all that a worker is told. Offsets in bytes of the tar."""
+    """Where a sample lies, and what is to be read of it: all that a worker is told. Offsets in bytes of the tar."""
 
     shard: int  # number of the tar in DatasetIndex.tars
     key: str
     offset: int  # of the sample's first header
-    frame_offset: int
-    frame_length: int
-    frame_crc32: int
-    fbank_offset: int
-    fbank_crc32: int
+    frames: tuple[Payload, ...]  # in the order in which they are wanted
+    fbank: Payload
+    sound: Payload | None = None
+    sound_at: float = 0.0  # where the wanted seconds begin: 0 as early, 1 as late as they fit into the clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +64,13 @@ class _ShardRows:
     keys: pa.StringArray
     label_ids: pa.ListArray
     offsets: npt.NDArray[np.int64]  # [samples], of the first header
-    payloads: npt.NDArray[np.uint32]  # [samples, len(_PAYLOADS)]; offsets of members are counted from the sample's
+    valid_frames: npt.NDArray[np.uint16]  # [samples], rows of the fbank before its padding
+    payloads: dict[str, npt.NDArray[np.uint32]]  # [samples, 3] of each member; offsets are counted from the sample's
 
-    def place(self, shard: int, row: int) -> SamplePlace:
-        """Where a sample of this shard lies, which is number `shard`."""
-        first = int(self.offsets[row])
-        frame, length, frame_crc32, fbank, fbank_crc32 = self.payloads[row].tolist()
-        return SamplePlace(
-            shard, self.keys[row].as_py(), first, first + frame, length, frame_crc32, first + fbank, fbank_crc32
-        )
+    def payload(self, member: str, row: int) -> Payload:
+        """Where a member of a sample lies."""
+        offset, length, crc32 = self.payloads[member][row].tolist()
+        return Payload(member, int(self.offsets[row]) + offset, length, crc32)
 
 
 class DatasetIndex:
@@ -77,11 +84,22 @@ class DatasetIndex:
         counts: samples of each shard, for each dataset.
         fingerprint: of the bytes; of several datasets, sha256 over theirs.
         mean, std: of the valid fbank rows; of several datasets, pooled by their samples.
+        reads: what of each sample is placed; see `places`.
     """
 
     def __init__(
-        self, folders: Sequence[storage.Place], datasets: Sequence[Dataset], cache: CacheFolder | None = None
+        self,
+        folders: Sequence[storage.Place],
+        datasets: Sequence[Dataset],
+        cache: CacheFolder | None = None,
+        *,
+        reads: Reads = Reads(),  # noqa: B008 (frozen)
     ) -> None:
+        """
+        Raises:
+            UserError: a dataset does not store what `reads` asks for; names the options of make-shards that do.
+        """
+        self.reads = reads
         self.folders = list(folders)
         self.datasets = list(datasets)
         self.shards = [shard for dataset in datasets for shard in dataset.shards]
@@ -97,6 +115,8 @@ class DatasetIndex:
         self.counts = [[shard.samples for shard in dataset.shards] for dataset in datasets]
         self._firsts = np.concatenate([[0], np.cumsum([shard.samples for shard in self.shards])])
         self._rows: dict[int, _ShardRows] = {}
+        self._of_dataset = np.repeat(np.arange(len(datasets)), [len(dataset.shards) for dataset in datasets])  # shards
+        self._stored = self._stored_frames()  # evenly spaced frames a sample of each dataset; 0 where none is wanted
         self.fingerprint, self.mean, self.std = _together(datasets)
 
     def __len__(self) -> int:
@@ -120,12 +140,15 @@ class DatasetIndex:
         """Whether samples of a shard can be placed without fetching anything."""
         return shard in self._rows or self.cache is None or shard not in self.cache.shards
 
-    def place(self, number: int) -> SamplePlace:
-        """Where a sample lies; raises as `places` does."""
-        return self.places(np.array([number]))[0]
+    def place(self, number: int, seed: int = 0) -> SamplePlace:
+        """Where a sample lies; see `places`."""
+        return self.places(np.array([number]), np.array([seed]))[0]
 
-    def places(self, numbers: npt.NDArray[np.int64]) -> list[SamplePlace]:
-        """Where each sample lies.
+    def places(self, numbers: npt.NDArray[np.int64], seeds: npt.NDArray[np.int64] | None = None) -> list[SamplePlace]:
+        """Where each sample lies, and which of its frames and seconds are read.
+
+        Args:
+            seeds: int64 [len(numbers)], of the random choices for each sample; 0 where None.
 
         Raises:
             DamagedSampleError: the table of a shard is gone or another one than when the index was opened.
@@ -134,8 +157,28 @@ class DatasetIndex:
         shards = self.shards_of(numbers)
         rows = numbers - self._firsts[shards]
         self._read_missing(set(shards.tolist()))
-        of_shards = self._rows
-        return [of_shards[s].place(s, row) for s, row in zip(shards.tolist(), rows.tolist(), strict=True)]
+        found = [(shard, self._rows[shard], row) for shard, row in zip(shards.tolist(), rows.tolist(), strict=True)]
+        if self.reads == Reads():  # as nearly always: nothing is to be drawn
+            return [_place(shard, of_shard, row, (FRAME_MEMBER,)) for shard, of_shard, row in found]
+        choice = choose(
+            self.reads,
+            np.zeros(len(numbers), np.int64) if seeds is None else seeds,
+            self._stored[self._of_dataset[shards]],
+            np.array([of_shard.valid_frames[row] for _, of_shard, row in found], np.int64),
+        )
+        names = [tuple(map(_frame_member, frames)) for frames in choice.frames.tolist()]
+        with_sound = self.reads.waveform_seconds > 0
+        return [
+            _place(*sample, frames, with_sound, at)
+            for sample, frames, at in zip(found, names, choice.sound.tolist(), strict=True)
+        ]
+
+    def keys(self, numbers: npt.NDArray[np.int64]) -> list[str]:
+        """The keys of samples; raises as `places` does."""
+        shards = self.shards_of(numbers)
+        self._read_missing(set(shards.tolist()))
+        rows = numbers - self._firsts[shards]
+        return [self._rows[s].keys[row].as_py() for s, row in zip(shards.tolist(), rows.tolist(), strict=True)]
 
     def key(self, number: int) -> str:
         """The key of a sample."""
@@ -169,9 +212,11 @@ class DatasetIndex:
 
     def _read_rows(self, shard: int) -> _ShardRows:
         parquet, info = self.tars[shard].with_suffix(".parquet"), self.shards[shard]
+        members = self._members(shard)
+        columns = [member_column(member, field) for member in members for field in _FIELDS]
         try:
             some_failed = ["status"] if info.failed else []
-            table, facts = read_table(parquet, ["key", "label_ids", "offset", *_PAYLOADS, *some_failed])
+            table, facts = read_table(parquet, ["key", "label_ids", "offset", "valid_frames", *columns, *some_failed])
         except UserError as error:
             raise DamagedSampleError(str(error)) from error
         if info.failed:
@@ -180,16 +225,81 @@ class DatasetIndex:
             raise DamagedSampleError(f"{parquet} is not the table that dataset.json lists: the dataset was changed")
 
         offsets = table["offset"].to_numpy()
-        payloads = np.empty((len(table), len(_PAYLOADS)), np.uint32)
-        for column, name in enumerate(_PAYLOADS):
-            values = table[name].to_numpy()
-            payloads[:, column] = values - offsets if name in (_FRAME_OFFSET, _FBANK_OFFSET) else values
+        payloads = {member: np.empty((len(table), len(_FIELDS)), np.uint32) for member in members}
+        for member, places in payloads.items():
+            for column, field in enumerate(_FIELDS):
+                values = table[member_column(member, field)].to_numpy()
+                places[:, column] = values - offsets if field == "offset" else values
         return _ShardRows(
             keys=table["key"].combine_chunks(),
             label_ids=table["label_ids"].combine_chunks(),
             offsets=offsets,
+            valid_frames=table["valid_frames"].to_numpy().astype(np.uint16),
             payloads=payloads,
         )
+
+    def _members(self, shard: int) -> list[str]:
+        """The members of a shard's samples that may be read."""
+        stored = int(self._stored[self._of_dataset[shard]])
+        frames = [extra_frame_member(i) for i in range(stored)] if stored else [FRAME_MEMBER]
+        return [*frames, FBANK_MEMBER, *([AUDIO_MEMBER] if self.reads.waveform_seconds else [])]
+
+    def _stored_frames(self) -> npt.NDArray[np.int64]:
+        """How many evenly spaced frames each dataset stores, where the middle frame is not what is read; else 0."""
+        stored = np.zeros(len(self.datasets), np.int64)
+        if self.reads == Reads():
+            return stored
+        first = 0
+        for number, (folder, dataset) in enumerate(zip(self.folders, self.datasets, strict=True)):
+            with self._held(first):
+                names = set(column_names(self.tars[first].with_suffix(".parquet")))
+            first += len(dataset.shards)
+            count = next(
+                i for i in range(len(names) + 1) if member_column(extra_frame_member(i), "offset") not in names
+            )
+            has_sound = member_column(AUDIO_MEMBER, "offset") in names
+            _check_stored(folder, self.reads, count, has_sound)
+            stored[number] = 0 if self.reads.choose == "middle" else count
+        return stored
+
+    def _held(self, shard: int) -> AbstractContextManager[object]:
+        return self.cache.holding([shard]) if self.cache is not None and shard in self.cache.shards else nullcontext()
+
+
+def _place(
+    shard: int, rows: _ShardRows, row: int, frames: tuple[str, ...], with_sound: bool = False, sound_at: float = 0.0
+) -> SamplePlace:
+    """Where a sample lies: `row` of shard number `shard`."""
+    return SamplePlace(
+        shard,
+        rows.keys[row].as_py(),
+        int(rows.offsets[row]),
+        tuple(rows.payload(member, row) for member in frames),
+        rows.payload(FBANK_MEMBER, row),
+        rows.payload(AUDIO_MEMBER, row) if with_sound else None,
+        sound_at,
+    )
+
+
+def _frame_member(number: int) -> str:
+    return FRAME_MEMBER if number == MIDDLE else extra_frame_member(number)
+
+
+def _check_stored(folder: storage.Place, reads: Reads, frames: int, has_sound: bool) -> None:
+    """Raises UserError where samples do not hold what is to be read of them."""
+    lacking = []
+    if reads.choose != "middle" and frames < max(reads.frames, 2):
+        wanted = 10 if reads.choose == "random" else 20
+        got = f"{frames} evenly spaced frames" if frames else "the middle frame alone"
+        lacking.append(
+            (f"{reads.frames} {reads.choose} of several frames of each clip, it holds {got}", f"--frames {wanted}")
+        )
+    if reads.waveform_seconds and not has_sound:
+        lacking.append((f"{reads.waveform_seconds:g} s of sound, it holds no waveform", "--keep-audio"))
+    if lacking:
+        what, options = (" and ".join(words) for words in zip(*lacking, strict=True))
+        options = options.replace(" and ", " ")
+        raise UserError(f"{folder} does not hold what is read of it: {what}; make it with make-shards {options}")
 
 
 def _together(datasets: Sequence[Dataset]) -> tuple[str, float, float]:
@@ -203,17 +313,23 @@ def _together(datasets: Sequence[Dataset]) -> tuple[str, float, float]:
     return fingerprint, mean, math.sqrt(square - mean**2)
 
 
-def open_index(*data: str | Path, cache_dir: Path | None = None, cache_size: str = DEFAULT_SIZE) -> DatasetIndex:
+def open_index(
+    *data: str | Path,
+    cache_dir: Path | None = None,
+    cache_size: str = DEFAULT_SIZE,
+    reads: Reads = Reads(),  # noqa: B008 (frozen)
+) -> DatasetIndex:
     """Opens complete datasets for reading.
 
     Args:
         data: folders, or URLs that fsspec understands.
         cache_dir: where shards of remote datasets are kept; None for `~/.cache/crossmae`. Not looked at without URLs.
         cache_size: the most that it holds, as 200GB.
+        reads: what is to be read of each sample.
 
     Raises:
-        UserError: a folder is no complete dataset, its files are not the ones dataset.json lists, or the datasets
-            have different class lists.
+        UserError: a folder is no complete dataset, its files are not the ones dataset.json lists, it does not store
+            what is to be read, or the datasets have different class lists.
         FetchError: a remote dataset.json cannot be had.
     """
     folders = [storage.place(d) if isinstance(d, str) else d for d in data]
@@ -230,7 +346,7 @@ def open_index(*data: str | Path, cache_dir: Path | None = None, cache_size: str
     cache = None
     if any(isinstance(folder, storage.Remote) for folder in folders):
         cache = CacheFolder(default_folder() if cache_dir is None else cache_dir, parse_size(cache_size))
-    return DatasetIndex(folders, datasets, cache)
+    return DatasetIndex(folders, datasets, cache, reads=reads)
 
 
 def open_config(config: dict[str, Any]) -> DatasetIndex:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from shards_spec.errors import DamagedSampleError
 from training.stream.ahead import Ahead
 from training.stream.index import DatasetIndex, SamplePlace
-from training.stream.order import Place, SampleStream, sample_seeds
+from training.stream.order import Numbers, Place, SampleStream, sample_seeds
 from training.stream.ring import Damage, Ring
 from training.stream.shares import Share
 from training.stream.waiting import Stopping, never
 
-# B samples, T fbank rows, M mel bins, S pixels a side.
+# B samples, F frames of each, S pixels a side, T fbank rows, M mel bins, W samples of sound.
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, as MAE and every timm ViT
 IMAGE_STD = (0.229, 0.224, 0.225)
 
@@ -28,14 +28,17 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 class Batch:
     """What one rank takes at once, as stored: normalisation is the device's work.
 
-    `image` and `fbank` are views of the loader's memory: copy them, or be done with them, before the next batch.
+    `image`, `fbank` and `sound` are views of the loader's memory: copy them, or be done with them, before the next
+    batch.
     """
 
     numbers: Tensor  # int64 [B], sample numbers in the index
     keys: list[str]
     seeds: Tensor  # int64 [B], of every random choice for the sample
-    image: Tensor  # uint8 [B, S, S, 3]
+    image: Tensor  # uint8 [B, F, S, S, 3], the frames that `index.reads` asks for
     fbank: Tensor  # float16 [B, T, M]
+    sound: Tensor | None  # int16 [B, W]; None where none is read
+    heard: Tensor | None  # int32 [B], samples of sound that are the clip's; zeros follow
     replaced: list[str]  # what was wrong with samples that others stand in for
 
 
@@ -50,7 +53,7 @@ def load(
     stopping: Stopping = never,
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """The batches of `shares`, decoded by `workers` processes (0: in this one).
+    """The batches of `shares`, decoded by `workers` processes (0: in this one): what `index.reads` asks for.
 
     Args:
         batch_size: the most samples of one share.
@@ -70,29 +73,41 @@ def load(
     ahead = None if index.cache is None else Ahead(index, shares, stopping)
 
     def job(share: Share) -> tuple[_Loading, list[SamplePlace]]:
-        places = index.places(share.numbers)
-        return _Loading(share, [place.key for place in places]), places
+        keys = index.keys(share.numbers)
+        seeds = sample_seeds(seed, share.epochs, keys)
+        return _Loading(share, keys, seeds), index.places(share.numbers, seeds)
 
     def replace(loading: _Loading, damage: Damage) -> SamplePlace:
         assert skip_bad_in is not None
         number = loading.stand_in(damage, skip_bad_in)
         if ahead is not None:
             ahead.stand_in(number)
-        place = index.place(number)
-        loading.keys[damage.row] = place.key
-        return place
+        key = index.key(number)
+        loading.keys[damage.row] = key
+        loading.seeds[damage.row] = sample_seeds(seed, loading.epochs[damage.row : damage.row + 1], [key])[0]
+        return index.place(number, int(loading.seeds[damage.row]))
 
     jobs, ready = map(job, ahead or shares), None if ahead is None else ahead.ready
-    ring = Ring(index.tars, batch_size=batch_size, workers=workers, keep_open=ahead is None, page_locked=pin)
+    ring = Ring(
+        index.tars,
+        batch_size=batch_size,
+        workers=workers,
+        keep_open=ahead is None,
+        page_locked=pin,
+        reads=index.reads,
+    )
+    with_sound = index.reads.waveform_seconds > 0
     with ring, ahead or nullcontext():  # in this order: the cache's threads must not be there when workers are forked
         for loading, slot in ring.batches(jobs, None if skip_bad_in is None else replace, ready, stopping):
             size = len(loading.numbers)
             yield Batch(
                 numbers=torch.from_numpy(loading.numbers),
                 keys=loading.keys,
-                seeds=torch.from_numpy(sample_seeds(seed, loading.epochs, loading.keys)),
+                seeds=torch.from_numpy(loading.seeds),
                 image=torch.from_numpy(slot.image[:size]),
                 fbank=torch.from_numpy(slot.fbank[:size]),
+                sound=torch.from_numpy(slot.sound[:size]) if with_sound else None,
+                heard=torch.from_numpy(slot.heard[:size]) if with_sound else None,
                 replaced=loading.damage,
             )
             if ahead is not None:
@@ -102,9 +117,9 @@ def load(
 class _Loading:
     """A share on its way through the ring, with the samples that stand in for damaged ones."""
 
-    def __init__(self, share: Share, keys: list[str]) -> None:
+    def __init__(self, share: Share, keys: list[str], seeds: Numbers) -> None:
         self.numbers, self.epochs, self.first = share.numbers.copy(), share.epochs.copy(), share.first
-        self.keys = keys
+        self.keys, self.seeds = keys, seeds
         self.damage: list[str] = []
         self._tries: Counter[int] = Counter()
 
@@ -139,6 +154,6 @@ class Normalise(nn.Module):
         self.register_buffer("fbank_std", torch.tensor(fbank_std))
 
     def forward(self, image: Tensor, fbank: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [B, S, S, 3] and float16 [B, T, M] -> float32 [B, 3, S, S] and float32 [B, T, M]."""
+        """uint8 [..., S, S, 3] and float16 [B, T, M] -> float32 [..., 3, S, S] and float32 [B, T, M]."""
         pixels = (image.float() - self.image_mean) / self.image_std
-        return pixels.permute(0, 3, 1, 2), (fbank.float() - self.fbank_mean) / self.fbank_std
+        return pixels.movedim(-1, -3), (fbank.float() - self.fbank_mean) / self.fbank_std

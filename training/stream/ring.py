@@ -31,13 +31,14 @@ import numpy as np
 import numpy.typing as npt
 
 from shards_spec.errors import DamagedSampleError
-from shards_spec.sample import FBANK_DTYPE, FBANK_SHAPE, FRAME_SIZE
+from shards_spec.sample import FBANK_DTYPE, FBANK_SHAPE, FRAME_SIZE, SAMPLE_RATE
+from training.methods.interface import Reads
 from training.stream.index import SamplePlace
 from training.stream.pinned import Pinned, pin
 from training.stream.reader import SampleReader
 from training.stream.waiting import POLL_SECONDS, Stopping, StopWaiting, never
 
-# B samples, S pixels a side, T fbank rows, M mel bins.
+# B samples, F frames of each, S pixels a side, T fbank rows, M mel bins, W samples of sound.
 _PAGE = mmap.PAGESIZE
 _SLOTS_AHEAD = 2  # batches in work or ready for each worker
 _SLOTS_LEAVING = 2  # more slots where a device copies out of them while the next batch is in hand
@@ -55,27 +56,32 @@ class WorkerError(RuntimeError):
 class Slot:
     """Room for one batch, in memory that all processes share."""
 
-    image: npt.NDArray[np.uint8]  # [B, S, S, 3]
+    image: npt.NDArray[np.uint8]  # [B, F, S, S, 3]
     fbank: npt.NDArray[np.float16]  # [B, T, M]
+    sound: npt.NDArray[np.int16]  # [B, W]; W is 0 where none is read
+    heard: npt.NDArray[np.int32]  # [B], samples of sound that are the clip's; zeros follow
 
 
-def make_slots(count: int, batch_size: int) -> tuple[mmap.mmap, list[Slot]]:
+def make_slots(count: int, batch_size: int, reads: Reads = Reads()) -> tuple[mmap.mmap, list[Slot]]:  # noqa: B008
     """`count` slots for `batch_size` samples each, and the anonymous shared mapping that they lie in.
 
     Anonymous, so that the size of /dev/shm (64 MB in most containers) is no limit.
     """
-    image_shape = (batch_size, FRAME_SIZE, FRAME_SIZE, 3)
-    fbank_shape = (batch_size, *FBANK_SHAPE)
-    image_bytes = _whole_pages(int(np.prod(image_shape)))
-    slot_bytes = image_bytes + _whole_pages(int(np.prod(fbank_shape)) * FBANK_DTYPE.itemsize)
-    memory = mmap.mmap(-1, count * slot_bytes)
-    slots = [
-        Slot(
-            image=np.ndarray(image_shape, np.uint8, memory, offset=i * slot_bytes),
-            fbank=np.ndarray(fbank_shape, FBANK_DTYPE, memory, offset=i * slot_bytes + image_bytes),
-        )
-        for i in range(count)
-    ]
+    arrays = {
+        "image": ((batch_size, reads.frames, FRAME_SIZE, FRAME_SIZE, 3), np.dtype(np.uint8)),
+        "fbank": ((batch_size, *FBANK_SHAPE), FBANK_DTYPE),
+        "sound": ((batch_size, round(reads.waveform_seconds * SAMPLE_RATE)), np.dtype(np.int16)),
+        "heard": ((batch_size,), np.dtype(np.int32)),
+    }
+    sizes = {name: _whole_pages(int(np.prod(shape)) * dtype.itemsize) for name, (shape, dtype) in arrays.items()}
+    memory = mmap.mmap(-1, count * sum(sizes.values()))
+    slots, offset = [], 0
+    for _ in range(count):
+        slot = {}
+        for name, (shape, dtype) in arrays.items():
+            slot[name] = np.ndarray(shape, dtype, memory if sizes[name] else None, offset=offset if sizes[name] else 0)
+            offset += sizes[name]
+        slots.append(Slot(**slot))
     return memory, slots
 
 
@@ -96,7 +102,7 @@ def fill(reader: SampleReader, slot: Slot, rows: Sequence[int], places: Sequence
     damaged = []
     for row, place in zip(rows, places, strict=True):
         try:
-            reader.read_into(place, slot.image[row], slot.fbank[row])
+            slot.heard[row] = reader.read_into(place, slot.image[row], slot.fbank[row], slot.sound[row])
         except DamagedSampleError as error:
             damaged.append(Damage(row=row, message=str(error)))
     return damaged
@@ -131,6 +137,7 @@ class Ring:
         hang_seconds: a worker that takes longer over one batch is taken to hang.
         keep_open: as of SampleReader.
         page_locked: whether CUDA may copy out of the slots while the host goes on (pinned.py).
+        reads: what the places name of each sample.
     """
 
     def __init__(
@@ -142,11 +149,12 @@ class Ring:
         hang_seconds: float = HANG_SECONDS,
         keep_open: bool = True,
         page_locked: bool = False,
+        reads: Reads = Reads(),  # noqa: B008 (frozen)
     ) -> None:
         self.hang_seconds = hang_seconds
         self._most_ahead = max(_SLOTS_AHEAD * workers, 1)
         count = self._most_ahead + 1 + (_SLOTS_LEAVING if page_locked else 0)
-        self.memory, self.slots = make_slots(count, batch_size)
+        self.memory, self.slots = make_slots(count, batch_size, reads)
         self._free = deque(range(len(self.slots)))
         self._leaving: deque[tuple[int, Any]] = deque()  # slots, and the events behind the copies out of them
         self._tars = tars
