@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from pipeline.plan import Plan
 from shards_spec.dataset import Dataset, ShardInfo, fingerprint, read_dataset, write_dataset
 from shards_spec.errors import UserError
+from shards_spec.quiet import Quiet, count_quiet
 from shards_spec.sample import FBANK_MELS
 from shards_spec.storage import Place
 from shards_spec.tables import REASONS, read_tables, shard_stem
@@ -27,12 +28,14 @@ class Account:
     Attributes:
         failures: clips by reason.
         examples: `source: detail` of the first clips of each reason.
+        quiet: samples with next to no sound.
         valid_values: fbank values before padding; fbank_sum and fbank_sumsq are over them.
     """
 
     shards: list[ShardInfo]
     failures: dict[str, int]
     examples: dict[str, list[str]]
+    quiet: Quiet
     valid_values: int
     fbank_sum: float
     fbank_sumsq: float
@@ -77,6 +80,7 @@ def take_account(folder: Place, plan: Plan) -> Account:
     shards = []
     failures: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
+    quiet = Quiet()
     sums: dict[str, list[float]] = {"valid_frames": [], "fbank_sum": [], "fbank_sumsq": []}
     firsts = plan.shard_firsts()
     parquets = [folder / f"{shard_stem(number)}.parquet" for number in range(plan.shards)]
@@ -89,6 +93,7 @@ def take_account(folder: Place, plan: Plan) -> Account:
         shards.append(ShardInfo(name=tar, **{k: facts[k] for k in ("samples", "failed", "bytes", "sha256")}))
         for name, values in sums.items():
             values.append(pc.sum(table[name]).as_py() or 0)
+        quiet += count_quiet(table.filter(pc.equal(table["status"], "ok")))
         failed = table.filter(pc.equal(table["status"], "failed")).select(["key", "source", "reason", "detail"])
         for row in failed.to_pylist():
             failures[row["reason"]] += 1
@@ -99,6 +104,7 @@ def take_account(folder: Place, plan: Plan) -> Account:
         shards=shards,
         failures={reason: failures[reason] for reason in REASONS if failures[reason]},
         examples=examples,
+        quiet=quiet,
         valid_values=int(sum(sums["valid_frames"])) * FBANK_MELS,
         fbank_sum=math.fsum(sums["fbank_sum"]),
         fbank_sumsq=math.fsum(sums["fbank_sumsq"]),
@@ -116,7 +122,7 @@ def is_written(folder: Place, account: Account) -> bool:
         dataset = read_dataset(folder)
     except UserError:
         return False
-    return (dataset.shards, dataset.failures) == (account.shards, account.failures)
+    return (dataset.shards, dataset.failures, dataset.quiet) == (account.shards, account.failures, account.quiet)
 
 
 def write_account(folder: Place, plan: Plan, account: Account) -> None:
@@ -130,8 +136,9 @@ def write_account(folder: Place, plan: Plan, account: Account) -> None:
         classes=plan.classes,
         mean=account.mean,
         std=account.std,
+        quiet=account.quiet,
         fingerprint=account.fingerprint,
-        versions=library_versions(),
+        versions=plan.versions,
     )
     write_dataset(folder, dataset)
 
@@ -148,6 +155,8 @@ def summary(folder: Place, account: Account) -> list[str]:
     lines = [f"{folder}: {account.samples + account.failed:,} clips asked for"]
     shown = f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
     lines.append(f"  {account.samples:>{width},} ok, {shown} in {len(account.shards):,} shards")
+    if parts := account.quiet.parts():
+        lines.append(f"  {'':{width}}   of these {', '.join(parts)}: see tools.inspect_shards")
     for reason, count in account.failures.items():
         lines.append(f"  {count:>{width},} {reason}")
         lines += [f"  {'':{width}}   {example}" for example in account.examples[reason]]

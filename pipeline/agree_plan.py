@@ -6,12 +6,13 @@ wait for it. Should its machine die, another takes over. Whoever has waited read
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow.compute as pc
 
 from pipeline.account import library_versions
+from pipeline.annotations import reannotated, says_the_same
 from pipeline.boxes import Boxes, read_boxes
 from pipeline.lease import lease
 from pipeline.options import MakeShardsConfig
@@ -21,7 +22,7 @@ from pipeline.plan import (
     check_recipe,
     files_request,
     make_recipe,
-    new_rows,
+    matched,
     plan_request,
     read_plan,
     relocate,
@@ -58,8 +59,8 @@ def agreed_plan(config: MakeShardsConfig) -> Plan:
     """
     asked = _asked(config)
     while True:
-        plan, new = _look(config, asked)
-        if plan is not None and not new:
+        plan, kept, new = _look(config, asked)
+        if plan is not None and not new and _says_the_same(plan, kept, asked):
             break
         with lease(config.out / _LEASE_FILE) as ours:
             if ours:
@@ -103,10 +104,15 @@ def _asked(config: MakeShardsConfig) -> _Asked:
     return _Asked(by_file=by_file, classes=classes, boxes=boxes, recipe=recipe, request=request, locate=locate)
 
 
-def _look(config: MakeShardsConfig, asked: _Asked) -> tuple[Plan | None, list[Segment]]:
-    """The plan in the folder, and the rows of the request that it lacks."""
+def _look(config: MakeShardsConfig, asked: _Asked) -> tuple[Plan | None, list[Segment], list[Segment]]:
+    """The plan in the folder, the row of the request for each of its rows, and the rows that it lacks."""
     plan = _begun(config, asked.recipe)
-    return plan, new_rows(plan, asked.request, by_file=asked.by_file)
+    return (None, [], asked.request) if plan is None else (plan, *matched(plan, asked.request, by_file=asked.by_file))
+
+
+def _says_the_same(plan: Plan, kept: list[Segment], asked: _Asked) -> bool:
+    """Whether labels, class list and boxes are the plan's."""
+    return plan.recipe == asked.recipe and says_the_same(plan.table, kept)
 
 
 def _begun(config: MakeShardsConfig, recipe: dict[str, Any]) -> Plan | None:
@@ -119,10 +125,15 @@ def _begun(config: MakeShardsConfig, recipe: dict[str, Any]) -> Plan | None:
 
 def _made(config: MakeShardsConfig, asked: _Asked) -> Plan:
     """The plan, made or extended and written, unless another one has done that just now."""
-    old, new = _look(config, asked)
-    if old is not None and not new:
-        return old
+    old, kept, new = _look(config, asked)
     classes, boxes = asked.classes, asked.boxes
+    if old is not None and not _says_the_same(old, kept, asked):
+        table, changed = reannotated(old.table, kept, classes, boxes)
+        old = replace(old, table=table)
+        told = f"labels, class indices or boxes of {changed:,} of {len(table):,} planned clips are new"
+        print(f"make-shards: {told}: their JSON is written again, nothing is decoded", file=sys.stderr, flush=True)
+    elif old is not None and not new:
+        return old
     table = plan_request(old, new, asked.locate, shard_size=config.shard_size, classes=classes, boxes=boxes)
     if classes.unknown:
         named = ", ".join(repr(label) for label, _ in classes.unknown.most_common(3))

@@ -1,24 +1,35 @@
 """One shard: planned rows + what came of their clips -> shard-N.tar, then shard-N.parquet (its commit marker)."""
 
 import contextlib
+import hashlib
 import os
+import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from pipeline.array_task import Share
 from pipeline.decoder_process import Failure
 from pipeline.encode_sample import Encoded
 from shards_spec import storage
+from shards_spec.atomic import TEMPORARY_SUFFIX
 from shards_spec.errors import UserError
-from shards_spec.sample import member_column
+from shards_spec.quiet import loudest
+from shards_spec.sample import FBANK_MEMBER, member_column
 from shards_spec.storage import Place
-from shards_spec.tables import read_tables, shard_schema, shard_stem, write_table
+from shards_spec.tables import read_table, read_tables, shard_schema, shard_stem, write_table
 from shards_spec.tar import TarWriter
 
 Row = dict[str, Any]
 Decode = Callable[[list[Row]], Iterator[Encoded | Failure]]
 
-_CLIP_COLUMNS = ("key", "source", "start", "end", "labels", "label_ids", "shard")
+_CLIP_COLUMNS = ("key", "source", "start", "end", "labels", "label_ids", "boxes", "shard")
+_PENDING = re.compile(rf"shard-(\d+)\.next{re.escape(TEMPORARY_SUFFIX)}")
+_PIECE = 4 << 20  # bytes read at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +61,9 @@ class ShardReport:
 def build_shard(spec: ShardSpec, decode: Decode) -> ShardReport:
     """Writes one shard; a shard of that number is replaced.
 
+    Where it has a table already, the new one is written beside it before the tar is replaced: should the process end
+    between tar and table, `complete_replacements` puts it in its place, and nothing is decoded again.
+
     Args:
         decode: gives the outcome of each row that is not already known to fail, in order.
 
@@ -66,11 +80,51 @@ def build_shard(spec: ShardSpec, decode: Decode) -> ShardReport:
             rows.append({name: row[name] for name in _CLIP_COLUMNS} | _outcome_columns(writer, row["key"], outcome))
         sha256 = writer.finish()
         os.fsync(file.fileno())
-    samples = sum(row["status"] == "ok" for row in rows)
-    facts = {"samples": samples, "failed": len(rows) - samples, "bytes": writer.size, "sha256": sha256}
+        samples = sum(row["status"] == "ok" for row in rows)
+        facts = {"samples": samples, "failed": len(rows) - samples, "bytes": writer.size, "sha256": sha256}
+        replaces = storage.is_file(parquet)
+        if replaces:
+            write_table(_pending(parquet), rows, shard_schema(spec.members), facts)
     with _names(parquet):
         write_table(parquet, rows, shard_schema(spec.members), facts)
+        if replaces:
+            storage.remove(_pending(parquet))
     return ShardReport(number=spec.number, **facts)
+
+
+def _pending(parquet: Place) -> Place:
+    """Where the table of a shard waits while its tar is replaced. Readers look at no file of this suffix."""
+    return parquet.with_suffix(f".next{TEMPORARY_SUFFIX}")
+
+
+def complete_replacements(folder: Place, share: Share) -> None:
+    """Puts tables in place that a killed run had written for tars that are there; removes those of tars that are not.
+
+    Raises:
+        OSError: the folder cannot be read or written.
+    """
+    there = storage.sizes(folder)
+    for name in sorted(there):
+        match = _PENDING.fullmatch(name)
+        if match is None or not share.has(int(match[1])):
+            continue
+        parquet = folder / f"{shard_stem(int(match[1]))}.parquet"
+        tar = parquet.with_suffix(".tar")
+        if tar.name in there and _sha256(tar) == read_table(folder / name, ["key"])[1]["sha256"]:
+            with storage.writing(parquet) as temporary:
+                temporary.write_bytes(storage.read_bytes(folder / name))
+        storage.remove(folder / name)
+
+
+def _sha256(tar: Place) -> str:
+    digest = hashlib.sha256()
+    with (
+        tempfile.TemporaryDirectory(prefix="make-shards-") as scratch,
+        storage.fetch(tar, Path(scratch) / tar.name).open("rb") as file,
+    ):
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _outcome_columns(writer: TarWriter, key: str, outcome: Encoded | Failure) -> Row:
@@ -84,6 +138,7 @@ def _outcome_columns(writer: TarWriter, key: str, outcome: Encoded | Failure) ->
         "valid_frames": outcome.valid_frames,
         "fbank_sum": outcome.fbank_sum,
         "fbank_sumsq": outcome.fbank_sumsq,
+        "fbank_max": loudest(outcome.payloads[FBANK_MEMBER], outcome.valid_frames),
     }
     for name, member in span.members.items():
         columns[member_column(name, "offset")] = member.offset
@@ -102,8 +157,8 @@ def _names(path: Place) -> Iterator[None]:
         raise
 
 
-def finished_shards(folder: Place, numbers: Iterable[int]) -> dict[int, ShardReport]:
-    """The reports of those shards whose parquet is written and whose tar has the size on record.
+def finished_tables(folder: Place, numbers: Iterable[int]) -> Iterator[tuple[ShardReport, pa.Table]]:
+    """The reports and tables of those shards whose parquet is written and whose tar has the size on record.
 
     Raises:
         UserError: a parquet is damaged.
@@ -112,12 +167,15 @@ def finished_shards(folder: Place, numbers: Iterable[int]) -> dict[int, ShardRep
     stems = {n: shard_stem(n) for n in numbers}
     written = [n for n, stem in stems.items() if there.keys() >= {f"{stem}.tar", f"{stem}.parquet"}]
     parquets = [folder / f"{stems[n]}.parquet" for n in written]
-    finished = {}
     for number, parquet, (table, facts) in zip(written, parquets, read_tables(parquets), strict=True):
         report = _report(number, parquet, len(table), facts)
         if there[f"{stems[number]}.tar"] == report.bytes:
-            finished[number] = report
-    return finished
+            yield report, table
+
+
+def finished_shards(folder: Place, numbers: Iterable[int]) -> dict[int, ShardReport]:
+    """The reports of `finished_tables`, by number."""
+    return {report.number: report for report, _ in finished_tables(folder, numbers)}
 
 
 def _report(number: int, parquet: Place, rows: int, facts: dict[str, Any]) -> ShardReport:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
+from pipeline.annotations import annotated
 from pipeline.clip_error import ClipError
 from shards_spec.sample import (
     AUDIO_MEMBER,
@@ -105,8 +106,6 @@ def encode_sample(row: dict[str, Any], clip: "DecodedClip", *, options: SampleOp
     stored, valid_frames = fbank(clip.waveform)
     metadata: dict[str, Any] = {
         **{name: row[name] for name in ("key", "ytid", "start", "end", "source")},
-        "labels": row["labels"] or [],
-        "label_ids": row["label_ids"] or [],
         "file_start": clip.file_start,
         "duration": clip.duration,
         "fps": clip.fps,
@@ -119,14 +118,13 @@ def encode_sample(row: dict[str, Any], clip: "DecodedClip", *, options: SampleOp
         "decoder": clip.decoder,
     }
     payloads = {FRAME_MEMBER: encode_jpeg(clip.frame), FBANK_MEMBER: encode_fbank(stored)}
-    if row.get("boxes"):
-        metadata["boxes"] = row["boxes"]
     if options.frames > 1:
         metadata["extra_frame_times"] = list(clip.extra_frame_times)
         payloads |= {extra_frame_member(i): encode_jpeg(frame) for i, frame in enumerate(clip.extra_frames)}
     if options.keep_audio:
         payloads[AUDIO_MEMBER] = encode_flac(clip.waveform)
-    payloads[JSON_MEMBER] = encode_json({name: _json_number(value) for name, value in metadata.items()})
+    known = {name: _json_number(value) for name, value in metadata.items()}
+    payloads[JSON_MEMBER] = encode_json(annotated(known, row))
     rows = stored[:valid_frames].astype(np.float64)
     return Encoded(
         payloads={member: payloads[member] for member in options.members},

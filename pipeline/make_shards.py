@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pipeline.account import is_written, library_versions, summary, take_account, write_account
 from pipeline.agree_plan import agreed_plan
 from pipeline.array_task import WHOLE, ranges, tasks_of
-from pipeline.build_shard import finished_shards
+from pipeline.build_shard import complete_replacements
 from pipeline.decoder_process import Make
 from pipeline.encode_sample import make_sample
 from pipeline.executor_local import run_local
@@ -28,7 +28,7 @@ from pipeline.folder_lock import folder_lock
 from pipeline.options import MakeShardsConfig
 from pipeline.plan import Plan, read_plan
 from pipeline.progress import Progress, duration
-from pipeline.shard_queue import ShardQueue
+from pipeline.shard_queue import ShardQueue, finished_and_outdated
 from shards_spec import storage
 from shards_spec.command_line import one_line_errors, parse
 from shards_spec.dataset import DATASET_FILE
@@ -77,6 +77,7 @@ def run(config: MakeShardsConfig, *, make: Make | None = None) -> int:
     share = config.share
     storage.make_folder(config.out)
     with folder_lock(config.out, share):
+        complete_replacements(config.out, share)
         with _without_garbage_collection():
             plan = agreed_plan(config)
         queue = ShardQueue(
@@ -107,7 +108,8 @@ def _build(config: MakeShardsConfig, plan: Plan, queue: ShardQueue) -> None:
     queue.remove_left_over(common=config.share.is_whole)
     storage.remove(config.out / DATASET_FILE)
     of = f" ({config.share})" if not config.share.is_whole else ""
-    _say(f"shards to build: {len(queue.unfinished):,} of {plan.shards:,}{of}")
+    anew = f"; to get other labels or boxes: {len(queue.annotated):,}" if queue.annotated else ""
+    _say(f"shards to build: {len(queue.unfinished):,} of {plan.shards:,}{of}{anew}")
     with Progress(queue.clips()) as progress:
         if config.executor == "ray":
             run_ray(queue.job, queue.numbers, progress, address=config.ray_address, in_flight=config.workers)
@@ -123,14 +125,16 @@ def _finalize(config: MakeShardsConfig) -> int:
     if plan is None:
         raise UserError(f"{config.out} holds no plan.parquet: run make-shards without --finalize first")
     with folder_lock(config.out, WHOLE):
-        finished = finished_shards(config.out, range(plan.shards))
-        missing = [number for number in range(plan.shards) if number not in finished]
+        complete_replacements(config.out, WHOLE)
+        finished, outdated = finished_and_outdated(config.out, plan, range(plan.shards))
+        missing = [number for number in range(plan.shards) if number not in finished or number in outdated]
         if not missing:
             return _finish(config, plan)
     again = "run the same make-shards command again"
     if config.task_count is not None:
         again = f"run tasks {ranges(tasks_of(missing, config.task_count))} of {config.task_count} again"
-    _say(f"error: {len(missing):,} of {plan.shards:,} shards are missing, numbers {ranges(missing)}: {again}")
+    state = "missing or of other labels" if outdated else "missing"
+    _say(f"error: {len(missing):,} of {plan.shards:,} shards are {state}, numbers {ranges(missing)}: {again}")
     return 1
 
 

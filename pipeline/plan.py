@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import operator
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.annotations import ANNOTATING
 from pipeline.boxes import Boxes
 from pipeline.raw_files import RawFile, RawIndex, walk
 from pipeline.segments import ClassList, Segment
@@ -121,7 +122,10 @@ def read_plan(folder: Place) -> Plan | None:
 
 
 def check_recipe(plan: Plan, recipe: dict[str, Any], folder: Place) -> None:
-    """Raises UserError naming every option in which `recipe` differs from the plan's."""
+    """Raises UserError naming every option in which `recipe` differs from the plan's.
+
+    Class lists and boxes may be added or replaced later; to take them away is taken for a forgotten option.
+    """
     if plan.recipe.get("arithmetic") != recipe["arithmetic"]:
         raise UserError(
             f"{folder} was begun by another version of make-shards, whose samples differ in their last bits: "
@@ -131,6 +135,7 @@ def check_recipe(plan: Plan, recipe: dict[str, Any], folder: Place) -> None:
         f"--{name.replace('_', '-')} was {_short(plan.recipe.get(name))}, now {_short(recipe.get(name))}"
         for name in sorted(recipe.keys() | plan.recipe.keys())
         if plan.recipe.get(name) != recipe.get(name)
+        and not (name in ANNOTATING and recipe.get(name) not in (None, "none"))
     ]
     if differences:
         raise UserError(
@@ -188,11 +193,13 @@ def plan_request(
     classes: ClassList,
     boxes: Boxes | None,
 ) -> pa.Table:
-    """The table of the whole plan: the old one's rows, and `new` ones (`new_rows`) in shards of their own.
+    """The table of the whole plan: the old one's rows, and `new` ones (`matched`) in shards of their own.
 
     Raises:
         UserError: no clip has a file.
     """
+    if old is not None and not new:
+        return old.table.replace_schema_metadata(None)  # the raw folders need not be listed
     taken: set[str] = set()
     first_shard = 0
     if old is not None:
@@ -218,45 +225,52 @@ def _example(segments: Iterable[Segment]) -> str:
     )
 
 
-def new_rows(old: Plan | None, request: list[Segment], *, by_file: bool) -> list[Segment]:
-    """Rows of the request that the plan lacks; the same row twice counts twice.
+def matched(old: Plan, request: list[Segment], *, by_file: bool) -> tuple[list[Segment], list[Segment]]:
+    """The request's row for each row of the plan, and the rows that the plan lacks; the same row twice counts twice.
 
     Raises:
         UserError: clips of the plan are no longer asked for.
     """
-    if old is None:
-        return request
-    if len(request) >= len(old.table) and all(map(operator.eq, _planned(old, by_file), _asked(request, by_file))):
-        return request[len(old.table) :]  # the usual case: nothing is gone, and what is new comes last
-    planned = Counter(_planned(old, by_file))
-    new = []
+    count = len(old.table)
+    if len(request) >= count and all(map(operator.eq, _planned(old, by_file), _asked(request, by_file))):
+        return request[:count], request[count:]  # the usual case: nothing is gone, and what is new comes last
+    asked: dict[Hashable, deque[Segment]] = {}
     for s, identity in zip(request, _asked(request, by_file), strict=True):
-        if planned[identity] > 0:
-            planned[identity] -= 1
+        asked.setdefault(identity, deque()).append(s)
+    kept, vanished = [], []
+    for identity in _planned(old, by_file):
+        if asked.get(identity):
+            kept.append(asked[identity].popleft())
         else:
-            new.append(s)
-    if vanished := +planned:
-        first = next(iter(vanished))
-        name = first[0] if isinstance(first, tuple) else first.split("/", 1)[1]  # type: ignore[attr-defined]
+            vanished.append(identity)
+    if vanished:
+        first = vanished[0]
+        name = first[0] if isinstance(first, tuple) else str(first).split("/", 1)[1]
         raise UserError(
-            f"{vanished.total()} clips of the plan are no longer asked for, the first is {name}: a rerun may ask for "
+            f"{len(vanished)} clips of the plan are no longer asked for, the first is {name}: a rerun may ask for "
             "more clips, not for fewer or changed ones; give the same request, or another --out"
         )
-    return new
+    left = Counter({identity: len(segments) for identity, segments in asked.items()})
+    new = []
+    for s, identity in zip(reversed(request), reversed(list(_asked(request, by_file))), strict=True):
+        if left[identity] > 0:  # of equal rows the first ones are the plan's
+            left[identity] -= 1
+            new.append(s)
+    return kept, new[::-1]
 
 
 def _planned(plan: Plan, by_file: bool) -> Iterator[Hashable]:
     """What each row of the plan asks for, as `_asked` says it."""
-    names = ("key", "start", "end", "labels", "root", "source", "reason")
+    names = ("key", "start", "end", "root", "source", "reason")
     for batch in plan.table.select(names).to_batches(_BATCH):
-        for key, start, end, labels, root, source, reason in zip(*(c.to_pylist() for c in batch.columns), strict=True):
-            yield f"{root}/{source}" if by_file else (key, start, end, tuple(labels or ()), reason == "bad_segment")
+        for key, start, end, root, source, reason in zip(*(c.to_pylist() for c in batch.columns), strict=True):
+            yield f"{root}/{source}" if by_file else (key, start, end, reason == "bad_segment")
 
 
 def _asked(request: Iterable[Segment], by_file: bool) -> Iterator[Hashable]:
-    """What tells the rows of a request apart."""
+    """What tells the rows of a request apart: not their labels, which may change."""
     for s in request:
-        yield f"{s.stem}" if by_file else (s.key, s.start, s.end, tuple(s.labels), bool(s.problem))
+        yield f"{s.stem}" if by_file else (s.key, s.start, s.end, bool(s.problem))
 
 
 def _table(

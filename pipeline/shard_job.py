@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.build_shard import Row, ShardSpec, build_shard
-from pipeline.decoder_process import DecoderProcess, Failure, Job, Make, start_fork_server
+from pipeline.decoder_process import DecoderProcess, Failure, Job, Make, StoppedError, start_fork_server
 from pipeline.encode_sample import Encoded
-from pipeline.retry_shard import retry_shard
+from pipeline.renew_shard import renew_shard
 from shards_spec import storage
 from shards_spec.storage import Place
 
@@ -33,6 +33,7 @@ class ShardJob:
         timeout: seconds that one clip may take.
         memory: bytes that the decoder process may take.
         retry: the shard is there, its failed clips get another try.
+        annotate: the shard is there, its samples get the labels and boxes of the plan.
     """
 
     spec: ShardSpec
@@ -41,21 +42,21 @@ class ShardJob:
     timeout: float
     memory: int
     retry: bool
+    annotate: bool
 
 
 def do(job: ShardJob, *, stop: threading.Event, on_clip: OnClip) -> None:
-    """Builds the shard. Afterwards its tar and its parquet are where they belong, or an error was raised.
+    """Builds or renews the shard. Afterwards its tar and its parquet are where they belong, or an error was raised.
 
     Args:
         stop: when set, the shard is given up.
-        on_clip: is told of each decoded clip whether it gave a sample.
+        on_clip: is told of each clip that is decoded, or copied to get other labels, whether it gave a sample.
 
     Raises:
         StoppedError: `stop` was set.
         OSError: the shard cannot be written, a remote clip cannot be fetched, or a raw folder is not there.
         DecoderDefectError: the program has a mistake.
     """
-    _check_roots(job)
     start_fork_server()
     with (
         tempfile.TemporaryDirectory(prefix="make-shards-") as scratch,
@@ -74,17 +75,27 @@ def do(job: ShardJob, *, stop: threading.Event, on_clip: OnClip) -> None:
                 yield path, row
 
         def decode(rows: list[Row]) -> Iterator[Encoded | Failure]:
+            _check_roots(job, rows)
             for number, outcome in enumerate(process.outcomes(files(rows))):
                 copy(number, rows[number]).unlink(missing_ok=True)
                 on_clip(isinstance(outcome, Encoded))
                 yield outcome
 
-        (retry_shard if job.retry else build_shard)(job.spec, decode)
+        def copied() -> None:
+            if stop.is_set():
+                raise StoppedError
+            if job.annotate:
+                on_clip(True)
+
+        if job.retry or job.annotate:
+            renew_shard(job.spec, decode, retry=job.retry, annotate=job.annotate, on_copy=copied)
+        else:
+            build_shard(job.spec, decode)
 
 
-def _check_roots(job: ShardJob) -> None:
+def _check_roots(job: ShardJob, rows: list[Row]) -> None:
     """A raw folder that this machine does not see would make all its clips `missing`: that is no clip's fault."""
-    for number in {row["root"] for row in job.spec.rows if row["reason"] is None}:
+    for number in {row["root"] for row in rows}:
         root = job.roots[number]
         if isinstance(root, Path):
             with os.scandir(root) as entries:

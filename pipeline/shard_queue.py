@@ -1,13 +1,14 @@
 """The shards of a plan: which of them are to be built or tried again, and what each of them takes."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from pipeline.annotations import is_annotated
 from pipeline.array_task import Share
-from pipeline.build_shard import ShardSpec, finished_shards
+from pipeline.build_shard import ShardReport, ShardSpec, finished_shards, finished_tables
 from pipeline.decoder_process import Make
 from pipeline.plan import Plan
-from pipeline.retry_shard import FINAL_REASONS, clips_to_retry, may_change
+from pipeline.renew_shard import FINAL_REASONS, clips_to_retry, may_change
 from pipeline.shard_job import ShardJob
 from shards_spec import storage
 from shards_spec.atomic import TEMPORARY_SUFFIX
@@ -24,6 +25,7 @@ class ShardQueue:
     Attributes:
         unfinished: numbers of the shards to build.
         retried: numbers of the finished shards whose failed clips get another try.
+        annotated: numbers of the finished shards that say other labels or boxes than the plan.
     """
 
     def __init__(
@@ -54,23 +56,23 @@ class ShardQueue:
         self._make, self._timeout, self._memory = make, timeout, memory
         self._firsts = plan.shard_firsts()
         self._ours = [number for number in range(plan.shards) if share.has(number)]
-        finished = finished_shards(folder, self._ours)
-        self.unfinished = [number for number in self._ours if number not in finished]
-        self.retried = [number for number in finished if retry_failed and may_change(self._spec(number))]
-        self._again = frozenset(self.retried)
+        self._finished, self.annotated = finished_and_outdated(folder, plan, self._ours)
+        self.unfinished = [number for number in self._ours if number not in self._finished]
+        self.retried = [n for n in self._finished if retry_failed and may_change(self._spec(n))]
+        self._again, self._anew = frozenset(self.retried), frozenset(self.annotated)
 
     @property
     def numbers(self) -> list[int]:
-        """Numbers of the shards to build or to try again."""
-        return sorted(self.unfinished + self.retried)
+        """Numbers of the shards to build or to renew."""
+        return sorted({*self.unfinished, *self.retried, *self.annotated})
 
     def clips(self) -> int:
-        """How many clips will be decoded."""
+        """How many clips will be decoded, or copied to get other labels."""
         reasons = self._plan.table["reason"]
         bounds = [(self._firsts[n], self._firsts[n + 1] - self._firsts[n]) for n in self.unfinished]
-        return sum(reasons.slice(*bound).null_count for bound in bounds) + sum(
-            len(clips_to_retry(self._spec(n))) for n in self.retried
-        )
+        decoded = sum(reasons.slice(*bound).null_count for bound in bounds)
+        decoded += sum(len(clips_to_retry(self._spec(n))) for n in self.retried)
+        return decoded + sum(self._finished[n].samples for n in self.annotated)
 
     def job(self, number: int) -> ShardJob:
         """What building a shard takes."""
@@ -81,6 +83,7 @@ class ShardQueue:
             timeout=self._timeout,
             memory=self._memory,
             retry=number in self._again,
+            annotate=number in self._anew,
         )
 
     def remove_left_over(self, *, common: bool) -> None:
@@ -97,6 +100,25 @@ class ShardQueue:
         first, end = self._firsts[number], self._firsts[number + 1]
         rows = self._plan.table.slice(first, end - first).to_pylist()
         return ShardSpec(folder=self._folder, number=number, rows=rows, members=self._members)
+
+
+def finished_and_outdated(
+    folder: Place, plan: Plan, numbers: Iterable[int]
+) -> tuple[dict[int, ShardReport], list[int]]:
+    """The finished shards among these; and the numbers of those that say other labels or boxes than the plan.
+
+    Raises:
+        UserError: a parquet is damaged.
+    """
+    finished, outdated = {}, []
+    firsts = plan.shard_firsts()
+    for report, table in finished_tables(folder, numbers):
+        first = firsts[report.number]
+        planned = plan.table.slice(first, firsts[report.number + 1] - first)
+        finished[report.number] = report
+        if table["key"].equals(planned["key"]) and not is_annotated(table, planned):  # take_account refuses other clips
+            outdated.append(report.number)
+    return finished, outdated
 
 
 def failed_rows(folder: Place, plan: Plan) -> list[int]:

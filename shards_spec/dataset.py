@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from shards_spec import storage
 from shards_spec.errors import UserError
+from shards_spec.quiet import Quiet
 from shards_spec.sample import SPEC_VERSION
 from shards_spec.storage import Place
 from shards_spec.tables import plan_path
@@ -43,6 +44,7 @@ class Dataset:
     std: float
     fingerprint: str
     versions: dict[str, str]  # of the libraries that made the bytes
+    quiet: Quiet | None = None  # samples with next to no sound; earlier versions did not count them
     spec_version: int = SPEC_VERSION
 
 
@@ -86,9 +88,17 @@ def dataset_from_json(content: bytes, path: Place) -> Dataset:
         version = facts["spec_version"]
         if version != SPEC_VERSION:
             raise UserError(f"{path} has spec_version {version}, this program reads {SPEC_VERSION}")
-        facts["shards"] = [ShardInfo(**shard) for shard in facts["shards"]]
-        return Dataset(**facts)
+        facts["shards"] = [ShardInfo(**_known(ShardInfo, shard)) for shard in facts["shards"]]
+        if facts.get("quiet") is not None:
+            facts["quiet"] = Quiet(**_known(Quiet, facts["quiet"]))
+        return Dataset(**_known(Dataset, facts))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error!r}): remove it and run the same make-shards command again"
         ) from error
+
+
+def _known(kind: type, facts: dict[str, Any]) -> dict[str, Any]:
+    """Without what later versions may say beside what this one reads."""
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in facts.items() if name in names}

@@ -54,6 +54,13 @@ PLAN_SCHEMA = pa.schema(
 )
 
 
+_LATER_FIELDS = [
+    pa.field("fbank_max", pa.float32()),  # over the valid rows: quiet.py tells silent samples by it
+    pa.field("boxes", pa.list_(pa.list_(pa.float64()))),  # as planned
+]
+LATER_COLUMNS = tuple(field.name for field in _LATER_FIELDS)  # of shard tables; those of earlier versions lack them
+
+
 def shard_schema(members: tuple[str, ...]) -> pa.Schema:
     """Schema of a shard parquet for samples of these members (`sample.member_names`)."""
     fields = [
@@ -66,6 +73,7 @@ def shard_schema(members: tuple[str, ...]) -> pa.Schema:
         pa.field("valid_frames", pa.int32()),  # fbank rows before padding
         pa.field("fbank_sum", pa.float64()),  # over the valid rows as stored: dataset statistics add up exactly
         pa.field("fbank_sumsq", pa.float64()),
+        *_LATER_FIELDS,
     ]
     for member in members:
         fields += [

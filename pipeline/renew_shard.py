@@ -1,18 +1,23 @@
-"""A finished shard again, with another try for its failed clips (--retry-failed)."""
+"""A finished shard again: its samples are copied, with what the plan says of them now; nothing is decoded twice.
+
+--retry-failed gives its failed clips another try; a rerun with other labels, class list or boxes changes the JSON of
+its samples. The bytes are those of a shard built at once with the same outcomes and options.
+"""
 
 import itertools
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from pipeline.annotations import annotated_json
 from pipeline.build_shard import Decode, Row, ShardReport, ShardSpec, build_shard
 from pipeline.decoder_process import Failure
 from pipeline.encode_sample import Encoded
 from shards_spec import storage
 from shards_spec.errors import UserError
-from shards_spec.sample import member_column
+from shards_spec.sample import JSON_MEMBER, member_column
 from shards_spec.tables import read_table
 
 FINAL_REASONS = ("bad_segment", "duplicate")  # another try cannot change these
@@ -35,8 +40,16 @@ def _plan_changed(spec: ShardSpec) -> bool:
     return any(row["reason"] != old[row["key"]]["reason"] for row in planned)
 
 
-def retry_shard(spec: ShardSpec, decode: Decode) -> ShardReport | None:
-    """Builds the shard again if a failed clip now has another outcome; samples that are there are copied.
+def renew_shard(
+    spec: ShardSpec, decode: Decode, *, retry: bool, annotate: bool, on_copy: Callable[[], None]
+) -> ShardReport | None:
+    """Builds the shard again if something in it is new.
+
+    Args:
+        decode: gives the outcome of each failed clip that is tried again, in order.
+        retry: whether failed clips get another try.
+        annotate: whether samples get the labels and boxes of the plan.
+        on_copy: is called for each sample that is copied, before it is.
 
     Returns:
         The new report; None where nothing changed and the shard was left as it is.
@@ -46,9 +59,9 @@ def retry_shard(spec: ShardSpec, decode: Decode) -> ShardReport | None:
         UserError: the old tar is damaged.
     """
     old = _old_rows(spec)
-    again = clips_to_retry(spec)
-    fresh = decode(again)
-    changed = _plan_changed(spec)
+    again = clips_to_retry(spec) if retry else []
+    fresh = decode(again) if again else iter(())
+    changed = annotate or _plan_changed(spec)
     tried: list[Encoded | Failure] = []
     while not changed and len(tried) < len(again):
         row, outcome = again[len(tried)], next(fresh)
@@ -69,7 +82,12 @@ def retry_shard(spec: ShardSpec, decode: Decode) -> ShardReport | None:
         def merged(rows: list[Row]) -> Iterator[Encoded | Failure]:
             for row in rows:
                 before = old[row["key"]]
-                yield _copy(tar, spec, before) if before["status"] == "ok" else next(outcomes)
+                if before["status"] == "ok":
+                    on_copy()
+                    copied = _copy(tar, spec, before)
+                    yield _annotated(copied, row) if annotate else copied
+                else:
+                    yield next(outcomes) if retry else Failure(before["reason"], before["detail"])
 
         return build_shard(spec, merged)
 
@@ -91,3 +109,8 @@ def _copy(tar: BinaryIO, spec: ShardSpec, row: Row) -> Encoded:
                 f"remove {spec.tar.with_suffix('.parquet').name} and run the same make-shards command again"
             )
     return Encoded(payloads, row["valid_frames"], row["fbank_sum"], row["fbank_sumsq"])
+
+
+def _annotated(sample: Encoded, row: Row) -> Encoded:
+    payloads = {**sample.payloads, JSON_MEMBER: annotated_json(sample.payloads[JSON_MEMBER], row)}  # the same order
+    return sample._replace(payloads=payloads)
