@@ -91,6 +91,8 @@ def _asked(config: MakeShardsConfig) -> _Asked:
         clip_seconds=config.clip_seconds,
         classes=classes.classes,
         boxes=boxes,
+        min_seconds=config.min_seconds,
+        skip_silent=config.skip_silent,
     )
     _begun(config, recipe)  # before the raw folders are listed, which may take long
     locate: Locate

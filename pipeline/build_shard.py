@@ -28,7 +28,8 @@ Row = dict[str, Any]
 Decode = Callable[[list[Row]], Iterator[Encoded | Failure]]
 
 _CLIP_COLUMNS = ("key", "source", "start", "end", "labels", "label_ids", "boxes", "shard")
-_PENDING = re.compile(rf"shard-(\d+)\.next{re.escape(TEMPORARY_SUFFIX)}")
+# A table that waits while the tar of its shard is replaced. Readers look at no file of this suffix.
+PENDING = re.compile(rf"shard-(\d+)\.next{re.escape(TEMPORARY_SUFFIX)}")
 _PIECE = 4 << 20  # bytes read at once
 
 
@@ -93,7 +94,7 @@ def build_shard(spec: ShardSpec, decode: Decode) -> ShardReport:
 
 
 def _pending(parquet: Place) -> Place:
-    """Where the table of a shard waits while its tar is replaced. Readers look at no file of this suffix."""
+    """A file of the name PENDING."""
     return parquet.with_suffix(f".next{TEMPORARY_SUFFIX}")
 
 
@@ -105,7 +106,7 @@ def complete_replacements(folder: Place, share: Share) -> None:
     """
     there = storage.sizes(folder)
     for name in sorted(there):
-        match = _PENDING.fullmatch(name)
+        match = PENDING.fullmatch(name)
         if match is None or not share.has(int(match[1])):
             continue
         parquet = folder / f"{shard_stem(int(match[1]))}.parquet"

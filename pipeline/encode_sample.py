@@ -13,9 +13,12 @@ from threadpoolctl import ThreadpoolController
 
 from pipeline.annotations import annotated
 from pipeline.clip_error import ClipError
+from shards_spec.quiet import NEAR_SILENCE, kind_of, loudest, rows_of
 from shards_spec.sample import (
     AUDIO_MEMBER,
     FBANK_MEMBER,
+    FBANK_SHIFT_MS,
+    FBANK_WINDOW_MS,
     FRAME_MEMBER,
     JSON_MEMBER,
     SAMPLE_RATE,
@@ -52,6 +55,8 @@ class SampleOptions:
     frame_fit: Literal["resize", "crop"] = "resize"
     frames: int = 1
     keep_audio: bool = False
+    min_seconds: float = 0.0
+    skip_silent: bool = False
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -98,12 +103,14 @@ def encode_sample(row: dict[str, Any], clip: "DecodedClip", *, options: SampleOp
     """The payloads of a decoded clip.
 
     Raises:
-        ClipError: `too_short`, less audio than one fbank window.
+        ClipError: `too_short`, less audio than one fbank window, or `_check_wanted`.
     """
     from pipeline.fbank import fbank
     from pipeline.frame import encode_jpeg
 
     stored, valid_frames = fbank(clip.waveform)
+    fbank_member = encode_fbank(stored)
+    _check_wanted(valid_frames, loudest(fbank_member, valid_frames), options)
     metadata: dict[str, Any] = {
         **{name: row[name] for name in ("key", "ytid", "start", "end", "source")},
         "file_start": clip.file_start,
@@ -117,7 +124,7 @@ def encode_sample(row: dict[str, Any], clip: "DecodedClip", *, options: SampleOp
         "valid_frames": valid_frames,
         "decoder": clip.decoder,
     }
-    payloads = {FRAME_MEMBER: encode_jpeg(clip.frame), FBANK_MEMBER: encode_fbank(stored)}
+    payloads = {FRAME_MEMBER: encode_jpeg(clip.frame), FBANK_MEMBER: fbank_member}
     if options.frames > 1:
         metadata["extra_frame_times"] = list(clip.extra_frame_times)
         payloads |= {extra_frame_member(i): encode_jpeg(frame) for i, frame in enumerate(clip.extra_frames)}
@@ -132,6 +139,17 @@ def encode_sample(row: dict[str, Any], clip: "DecodedClip", *, options: SampleOp
         fbank_sum=float(rows.sum()),
         fbank_sumsq=float(np.square(rows).sum()),
     )
+
+
+def _check_wanted(valid_frames: int, fbank_max: float, options: SampleOptions) -> None:
+    """Raises ClipError for clips that --min-seconds and --skip-silent leave out."""
+    if valid_frames < rows_of(options.min_seconds):
+        seconds = (FBANK_WINDOW_MS + (valid_frames - 1) * FBANK_SHIFT_MS) / 1000
+        raise ClipError("too_short", f"{seconds:.2f} s of sound, --min-seconds asks for {options.min_seconds:g}")
+    kind = kind_of(fbank_max) if options.skip_silent else None
+    if kind is not None:
+        level = f" (loudest fbank value {fbank_max:.2f}, sound has more than {NEAR_SILENCE:g})"
+        raise ClipError("no_audio", f"the sound is {kind}{level}, and --skip-silent leaves such clips out")
 
 
 def _json_number(value: Any) -> Any:

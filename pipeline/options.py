@@ -14,7 +14,7 @@ from pipeline.encode_sample import SampleOptions
 from pipeline.memory_limit import shown
 from shards_spec import storage
 from shards_spec.errors import UserError
-from shards_spec.sample import CLIP_SECONDS
+from shards_spec.sample import CLIP_SECONDS, FBANK_FRAMES, FBANK_SHIFT_MS
 from shards_spec.storage import Place, Remote
 
 _Place = Annotated[
@@ -28,6 +28,7 @@ _Place = Annotated[
     ),
 ]
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(G|M)i?B?", re.IGNORECASE)
+_MOST_SECONDS = FBANK_FRAMES * FBANK_SHIFT_MS / 1000
 _LEAST_MEMORY = 500_000_000  # bytes: what a decoder process takes for usual clips, and room
 
 
@@ -92,6 +93,10 @@ class MakeShardsConfig:
     """auto takes the faster one, and the other for files that the first cannot open."""
     clip_seconds: float = CLIP_SECONDS
     """Length of a clip where no CSV gives its end."""
+    min_seconds: float = 0.0
+    """Clips with less sound than this have failed, too_short. Default: every clip of 25 ms is a sample."""
+    skip_silent: bool = False
+    """Clips whose sound is silent, or near it (below about -60 dB), have failed, no_audio. Default: samples too."""
     limit: int | None = None
     """Take only the first N clips."""
     retry_failed: bool = False
@@ -129,6 +134,10 @@ class MakeShardsConfig:
         for name in ("clip_seconds", "clip_timeout"):
             if not 0 < getattr(self, name) < 1e6:
                 raise UserError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.min_seconds <= _MOST_SECONDS:
+            raise UserError(
+                f"--min-seconds must be 0 to {_MOST_SECONDS:g}, what an fbank holds, got {self.min_seconds}"
+            )
         if self.worker_memory < _LEAST_MEMORY:
             raise UserError(f"--worker-memory must be at least {shown(_LEAST_MEMORY)}, got {shown(self.worker_memory)}")
         if not 0 <= self.max_failed <= 1:
@@ -168,5 +177,10 @@ class MakeShardsConfig:
     def options(self) -> SampleOptions:
         """What concerns single samples."""
         return SampleOptions(
-            decoder=self.decoder, frame_fit=self.frame_fit, frames=self.frames, keep_audio=self.keep_audio
+            decoder=self.decoder,
+            frame_fit=self.frame_fit,
+            frames=self.frames,
+            keep_audio=self.keep_audio,
+            min_seconds=self.min_seconds,
+            skip_silent=self.skip_silent,
         )

@@ -77,8 +77,13 @@ def make_recipe(
     clip_seconds: float,
     classes: list[dict[str, Any]],
     boxes: Boxes | None,
+    min_seconds: float = 0.0,
+    skip_silent: bool = False,
 ) -> dict[str, Any]:
-    """Every choice that changes bytes: the options, and the constants of the format."""
+    """Every choice that changes bytes: the options, and the constants of the format.
+
+    Options that are younger than the format are there where they are used: what was begun without them goes on.
+    """
     return {
         "segments": "none" if by_file else "CSV",
         "class_labels": hashlib.sha256(json.dumps(classes, sort_keys=True).encode()).hexdigest() if classes else "none",
@@ -97,6 +102,8 @@ def make_recipe(
         "jpeg_quality": sample.JPEG_QUALITY,
         "arithmetic": _ARITHMETIC,
         **({} if boxes is None else {"boxes": boxes.sha256}),
+        **({"min_seconds": min_seconds} if min_seconds else {}),
+        **({"skip_silent": True} if skip_silent else {}),
     }
 
 

@@ -81,12 +81,28 @@ class Quiet:
 
 def count_quiet(ok: pa.Table) -> Quiet:
     """Counts the samples of a shard table, given its rows of status `ok`."""
+    silent, near_silent, short = (int(found.sum()) for found in _kinds(ok))
+    return Quiet(silent=silent, near_silent=near_silent if _says_all(ok) else None, short=short)
+
+
+def is_quiet(ok: pa.Table) -> npt.NDArray[np.bool_]:
+    """Which of these rows, as `count_quiet` has them, it counts; bool [rows]."""
+    silent, near_silent, short = _kinds(ok)
+    return silent | near_silent | short
+
+
+def _says_all(ok: pa.Table) -> bool:
+    return "fbank_max" in ok.column_names and not ok["fbank_max"].null_count
+
+
+def _kinds(ok: pa.Table) -> tuple[npt.NDArray[np.bool_], ...]:
+    """Which rows are silent, near-silent (as far as their table says) and short."""
     valid = _numbers(ok, "valid_frames")
-    is_silent = _numbers(ok, "fbank_sum") == valid * FBANK_MELS * FLOOR
-    near: int | None = None
-    if "fbank_max" in ok.column_names and not ok["fbank_max"].null_count:
-        near = int(((_numbers(ok, "fbank_max") <= NEAR_SILENCE) & ~is_silent).sum())
-    return Quiet(silent=int(is_silent.sum()), near_silent=near, short=int((valid < rows_of(SHORT_SECONDS)).sum()))
+    silent = _numbers(ok, "fbank_sum") == valid * FBANK_MELS * FLOOR
+    near_silent = np.zeros(len(ok), bool)
+    if "fbank_max" in ok.column_names:
+        near_silent = (_numbers(ok, "fbank_max") <= NEAR_SILENCE) & ~silent
+    return silent, near_silent, valid < rows_of(SHORT_SECONDS)
 
 
 def _numbers(table: pa.Table, column: str) -> npt.NDArray[Any]:

@@ -3,9 +3,11 @@
     python -m tools.inspect_shards shards/as20k                 prints, and writes inspect.html
     python -m tools.inspect_shards shards/as20k --samples 200 --out /tmp/as20k.html
 
-The samples shown are evenly spaced over the dataset. make-shards may still be at work on it.
+The samples shown are evenly spaced over the dataset; the first silent, near-silent and short ones are added, and the
+page can be filtered by them. make-shards may still be at work on it.
 """
 
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from shards_spec.atomic import atomic_path
 from shards_spec.command_line import one_line_errors, parse
 from shards_spec.errors import UserError
 from shards_spec.sample import FBANK_MEMBER, FRAME_MEMBER, decode_fbank
-from tools.inspection.facts import DatasetFacts, gather, payload, samples
+from tools.inspection.facts import DatasetFacts, gather, payload, quiet_samples, samples, sound_kinds
 from tools.inspection.page import Card, page
 from tools.pages.curves import number
 from tools.pages.pictures import frame_picture, spectrogram_picture
@@ -26,7 +28,11 @@ from tools.pages.pictures import frame_picture, spectrogram_picture
 _PROGRAM = "python -m tools.inspect_shards"
 _LABELS = 10  # of the most frequent, and of the rarest
 _KINDS = 4  # of the most frequent frame sizes and the like
-_CHOICES = ("boxes", "class_labels", "clip_seconds", "decoder", "frame_fit", "frames", "keep_audio", "segments")
+_QUIET = 12  # silent samples, near-silent ones and short ones shown beside the evenly spaced, each
+_CHOICES = (
+    "boxes", "class_labels", "clip_seconds", "decoder", "frame_fit", "frames", "keep_audio", "min_seconds", "segments",
+    "skip_silent",
+)  # fmt: skip
 _STEP = 2  # fbank rows to a column of a spectrogram: 20 ms
 
 
@@ -60,20 +66,24 @@ def main(arguments: list[str] | None = None) -> None:
         cards = make_cards(facts, config.samples)
         for line in summary(facts):
             print("".join(c if c.isprintable() else "?" for c in line))
-        document = page(facts, cards).encode("utf-8", "replace")
+        document = page(facts, cards, min(config.samples, facts.samples)).encode("utf-8", "replace")
         with atomic_path(config.out) as temporary:
             temporary.write_bytes(document)
     print(f"\n{len(cards):,} samples in {config.out}, {len(document) / 1e6:.1f} MB")
 
 
 def make_cards(facts: DatasetFacts, count: int) -> list[Card]:
-    """Pictures and facts of evenly spaced samples.
+    """Pictures and facts of evenly spaced samples, and of some with next to no sound.
 
     Raises:
         UserError: a sample is damaged; names shard, key and offset.
     """
     cards = []
-    for row, metadata in samples(facts, count):
+    shown: set[str] = set()
+    for row, metadata in itertools.chain(samples(facts, count), quiet_samples(facts, _QUIET)):
+        if row["key"] in shown:
+            continue
+        shown.add(row["key"])
         fbank = decode_fbank(payload(facts.folder, row, FBANK_MEMBER))[: row["valid_frames"]]
         boxes = metadata.get("boxes") or []
         cards.append(
@@ -82,6 +92,7 @@ def make_cards(facts: DatasetFacts, count: int) -> list[Card]:
                 labels=[facts.name(label) for label in row["labels"] or ()],
                 metadata=metadata,
                 boxes=len(boxes),
+                quiet=sound_kinds(facts.folder, row),
                 frame=frame_picture(payload(facts.folder, row, FRAME_MEMBER), boxes),
                 sound=spectrogram_picture(fbank.astype(np.float32), step=_STEP),
             )
@@ -103,6 +114,8 @@ def summary(facts: DatasetFacts) -> list[str]:
         lines += ["", f"failed: {facts.failed:,} ({100 * facts.failed / asked:.1f}%)"]
     for reason, failure in facts.failures.items():
         lines.append(f"  {failure.count:>9,}  {reason:<14}as {failure.examples[0]}"[:160])
+    if facts.next_to_no_sound:
+        lines += ["", f"next to no sound: {facts.next_to_no_sound}"]
     lines += ["", *_labels(facts), "", f"over {len(facts.metadata):,} of {facts.samples:,} samples:"]
     for measure in facts.measures():
         low, middle, high = (number(float(v)) for v in np.percentile(measure.values, (0, 50, 100)))

@@ -21,6 +21,7 @@ from multiprocessing.sharedctypes import Synchronized
 import tyro
 from tqdm import tqdm
 
+from pipeline.build_shard import PENDING
 from shards_spec.command_line import one_line_errors, parse
 from shards_spec.errors import UserError
 from shards_spec.storage import place
@@ -117,7 +118,9 @@ def _print(folder: Folder, checked: list[Checked], found: Findings, seconds: flo
     if found.count:
         files = sorted({damage.file for damage in found.listed})
         print(f"{folder.path}: DAMAGED: {found.count:,} finding{'s' * (found.count > 1)}, in {_some(files)}")
-        if any(file.startswith("shard-") for file in files):
+        if any(PENDING.fullmatch(name) for name in folder.sizes):
+            print("make-shards was killed while it replaced a shard: run the same command again, then look again")
+        elif any(file.startswith("shard-") for file in files):
             print("to mend a shard, remove its .tar and .parquet and run the same make-shards command again")
         return
     size = sum(shard.bytes for shard in checked)

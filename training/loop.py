@@ -140,6 +140,8 @@ class Loop:
         else:
             for line in task.initialise():
                 self._say(line)
+        for line in index.quiet_warnings() if self.is_main else ():
+            self._warn(line)
         check_cache(self.index, self.stream, self.place, config.batch_size)
         self.steps = self._steps_in_all()
         model = compiled(task.weights) if config.compile else task.weights

@@ -7,7 +7,7 @@ evenly spaced samples, a few thousand at most.
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ from isal import isal_zlib
 
 from shards_spec.dataset import DATASET_FILE, read_dataset
 from shards_spec.errors import UserError
-from shards_spec.sample import FBANK_MELS, FBANK_SHIFT_MS, JSON_MEMBER, member_column
+from shards_spec.quiet import SHORT_SECONDS, Quiet, count_quiet, is_quiet, kind_of, loudest, rows_of
+from shards_spec.sample import FBANK_MELS, FBANK_MEMBER, FBANK_SHIFT_MS, JSON_MEMBER, member_column
 from shards_spec.tables import plan_path, read_table, shard_stem
 
 Row = dict[str, Any]
 
 MOST_METADATA = 4096  # samples whose JSON is read
 _EXAMPLES = 3  # clips named for each reason
-_COLUMNS = ["key", "source", "labels", "label_ids", "status", "reason", "detail", "valid_frames", "fbank_sum"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,9 @@ class DatasetFacts:
         names: what labels are called, by label.
         classes: number of classes in the class list, 0 without one; `empty` of them have no sample.
         seconds: of sound in each sample; levels: mean of each sample's valid fbank.
+        quiet: samples with next to no sound. Tables of earlier versions do not say which are near-silent: then these
+            are counted among the samples of `metadata`.
+        near_silent_of: among how many samples the near-silent ones were counted.
         metadata: JSON of evenly spaced samples.
     """
 
@@ -76,6 +79,8 @@ class DatasetFacts:
     empty: int = 0
     seconds: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     levels: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    quiet: Quiet = field(default_factory=Quiet)
+    near_silent_of: int = 0
     metadata: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -87,6 +92,13 @@ class DatasetFacts:
     def failed(self) -> int:
         """Clips that gave none."""
         return sum(failure.count for failure in self.failures.values())
+
+    @property
+    def next_to_no_sound(self) -> str:
+        """`3 silent, 2 near-silent`; empty where every sample has sound."""
+        of = f" (near-silent: of {self.near_silent_of:,} looked at)" if self.near_silent_of < self.samples else ""
+        parts = self.quiet.parts()
+        return ", ".join(parts) + of if parts else ""
 
     def measures(self) -> list[Measure]:
         """Numbers whose distribution tells what the dataset is like; those without any known value are left out."""
@@ -128,10 +140,11 @@ def gather(folder: Path) -> DatasetFacts:
     counts: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     for number in _shards(folder):
-        table, facts = read_table(folder / f"{shard_stem(number)}.parquet", _COLUMNS)
+        table, facts = read_table(folder / f"{shard_stem(number)}.parquet")
         ok = table.filter(pc.equal(table["status"], "ok"))
         found.samples_by_shard[number] = len(ok)
         found.bytes += facts.get("bytes", 0)
+        found.quiet += count_quiet(ok)
         _count_labels(found, ok["labels"])
         present.update(pc.unique(pc.list_flatten(ok["label_ids"])).to_pylist())
         valid = ok["valid_frames"].to_numpy().astype(np.float64)
@@ -147,8 +160,27 @@ def gather(folder: Path) -> DatasetFacts:
     found.seconds, found.levels = (np.concatenate(facts_of[name]) for name in ("seconds", "levels"))
     found.failures = {reason: Failure(count, examples[reason]) for reason, count in counts.most_common()}
     found.empty = max(0, found.classes - len(present))
-    found.metadata = [metadata for _, metadata in samples(found, MOST_METADATA)]
+    looked_at = list(samples(found, MOST_METADATA))
+    found.metadata = [metadata for _, metadata in looked_at]
+    found.near_silent_of = found.samples
+    if found.quiet.near_silent is None:
+        kinds = [kind_of(_loudest(folder, row)) for row, _ in looked_at]
+        found.quiet = replace(found.quiet, near_silent=kinds.count("near-silent"))
+        found.near_silent_of = len(kinds)
     return found
+
+
+def _loudest(folder: Path, row: Row) -> float:
+    """The greatest fbank value of a sample, by its table or, where that is too old, by its fbank."""
+    stated = row.get("fbank_max")
+    return loudest(payload(folder, row, FBANK_MEMBER), row["valid_frames"]) if stated is None else float(stated)
+
+
+def sound_kinds(folder: Path, row: Row) -> list[str]:
+    """What is little in a sample's sound: `silent` or `near-silent`, `short`; nothing for most."""
+    kind = kind_of(_loudest(folder, row))
+    is_short = row["valid_frames"] < rows_of(SHORT_SECONDS)
+    return [*([kind] if kind else []), *(["short"] if is_short else [])]
 
 
 def _begin(folder: Path) -> DatasetFacts:
@@ -192,10 +224,29 @@ def samples(found: DatasetFacts, count: int) -> Iterator[tuple[Row, dict[str, An
         here = wanted[(wanted >= first) & (wanted < first + size)] - first
         first += size
         if len(here):
-            table, _ = read_table(found.folder / f"{shard_stem(number)}.parquet")
-            ok = table.filter(pc.equal(table["status"], "ok")).take(pa.array(here))
-            for row in ok.to_pylist():
+            for row in _ok_rows(found, number).take(pa.array(here)).to_pylist():
                 yield row, json.loads(payload(found.folder, row, JSON_MEMBER))
+
+
+def quiet_samples(found: DatasetFacts, count: int) -> Iterator[tuple[Row, dict[str, Any]]]:
+    """`samples`, of those with next to no sound by their tables: the first `count` of each kind."""
+    quiet = found.quiet
+    left = {"silent": quiet.silent, "near-silent": quiet.near_silent or 0, "short": quiet.short}
+    left = {kind: min(count, there) for kind, there in left.items()}
+    for number in found.samples_by_shard:
+        if not any(left.values()):
+            return
+        ok = _ok_rows(found, number)
+        for row in ok.filter(pa.array(is_quiet(ok))).to_pylist():
+            kinds = sound_kinds(found.folder, row)
+            if any(left[kind] for kind in kinds):
+                left |= {kind: max(0, left[kind] - 1) for kind in kinds}
+                yield row, json.loads(payload(found.folder, row, JSON_MEMBER))
+
+
+def _ok_rows(found: DatasetFacts, shard: int) -> pa.Table:
+    table, _ = read_table(found.folder / f"{shard_stem(shard)}.parquet")
+    return table.filter(pc.equal(table["status"], "ok"))
 
 
 def payload(folder: Path, row: Row, member: str) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from shards_spec.quiet import SHORT_SECONDS
 from shards_spec.sample import FBANK_SHIFT_MS
 from tools.inspection.facts import DatasetFacts, Measure
 from tools.inspection.style import SCRIPT, STYLE
@@ -21,25 +22,33 @@ from tools.pages.web_page import document, drawn, key_facts, text
 _LABELS = 12  # of the most frequent, and of the rarest
 _KINDS = 5  # of the most frequent frame sizes and the like
 _BINS = 32
+_QUIET = {"silent": "Silent", "near-silent": "Near-silent", "short": f"Shorter than {SHORT_SECONDS:g} s"}
 _EDGES = (0.5, 99.5)  # percentiles between which a histogram is drawn; what lies beyond is in its outer bins
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One sample. `metadata` is its JSON."""
+    """One sample. `metadata` is its JSON; `quiet` says what is little in its sound (`facts.sound_kinds`)."""
 
     key: str
     labels: list[str]
     metadata: dict[str, Any]
     boxes: int
+    quiet: list[str]
     frame: Picture
     sound: Picture
 
 
-def page(facts: DatasetFacts, cards: list[Card]) -> str:
-    """The HTML document."""
+def page(facts: DatasetFacts, cards: list[Card], even: int) -> str:
+    """The HTML document. The first `even` of the cards are evenly spaced over the dataset."""
     name = facts.folder.resolve().name
-    sections = [_header(name, facts), _labels(facts), _statistics(facts), _failures(facts), _samples(facts, cards)]
+    sections = [
+        _header(name, facts),
+        _labels(facts),
+        _statistics(facts),
+        _failures(facts),
+        _samples(facts, cards, even),
+    ]
     return document(title=f"{name}, dataset", style=STYLE, sections=sections, script=SCRIPT)
 
 
@@ -72,16 +81,33 @@ def _header(name: str, facts: DatasetFacts) -> str:
 # -------------------------------------------------------------------- samples
 
 
-def _samples(facts: DatasetFacts, cards: list[Card]) -> str:
-    note = "All samples." if len(cards) == facts.samples else f"{len(cards):,} evenly spaced samples."
+def _samples(facts: DatasetFacts, cards: list[Card], even: int) -> str:
+    note = "All samples." if len(cards) == facts.samples else f"{even:,} evenly spaced samples."
+    if len(cards) > even:
+        note += f" Of those with next to no sound, {len(cards) - even:,} more."
     longest = max(card.sound.width for card in cards)
     shown = "".join(_card(card, longest) for card in cards)
     return (
         '<section class="samples"><div class="bar"><h2>Samples</h2>'
+        f'<div class="filters">{_kinds(cards)}'
         '<input type="search" id="filter" placeholder="Filter by label, key or source"'
-        ' aria-label="Filter samples by label, key or source" autocomplete="off" spellcheck="false">'
+        ' aria-label="Filter samples by label, key or source" autocomplete="off" spellcheck="false"></div>'
         f'<output id="shown" for="filter">{len(cards):,}</output></div><p class="note">{note} Low frequencies are at'
         f' the bottom, and time has one scale.</p><div class="sheet">{shown}</div></section>'
+    )
+
+
+def _kinds(cards: list[Card]) -> str:
+    """The choice among sounds; nothing where all cards have some."""
+    counts = Counter(kind for card in cards for kind in card.quiet)
+    if not counts:
+        return ""
+    options = "".join(
+        f'<option value="{kind}">{name} ({counts[kind]:,})</option>' for kind, name in _QUIET.items() if counts[kind]
+    )
+    return (
+        '<select id="kind" aria-label="Filter samples by their sound"><option value="">Every sound</option>'
+        f"{options}</select>"
     )
 
 
@@ -91,10 +117,11 @@ def _card(card: Card, longest: int) -> str:
     labels = ", ".join(text(label) for label in card.labels) or '<span class="soft">no label</span>'
     found = escape(" ".join([*card.labels, card.key, source]).lower())
     boxes = [f"{card.boxes} {'box' if card.boxes == 1 else 'boxes'}"] if card.boxes else []
-    parts = "".join(f"<span>{escape(part)}</span> " for part in [*_described(said), *boxes])
+    parts = "".join(f'<span class="quiet">{kind}</span> ' for kind in card.quiet)
+    parts += "".join(f"<span>{escape(part)}</span> " for part in [*_described(said), *boxes])
     width = f"width:{100 * card.sound.width / longest:.4g}%"
     return (
-        f'<article class="card" data-text="{found}"><div class="pictures">'
+        f'<article class="card" data-text="{found}" data-quiet="{" ".join(card.quiet)}"><div class="pictures">'
         f"{drawn(card.frame, ', '.join(['frame', *boxes]))}{drawn(card.sound, 'spectrogram', style=width)}</div>"
         f"<h3>{labels}</h3><p><code>{text(card.key)}</code></p>"
         f'<p class="soft parts">{parts}</p>'
@@ -160,6 +187,8 @@ def _statistics(facts: DatasetFacts) -> str:
         )
     else:
         note = "Of all samples."
+    if facts.next_to_no_sound:
+        note += f" With next to no sound: {facts.next_to_no_sound}."
     panels = "".join(_histogram(measure) for measure in facts.measures())
     for name, kinds in facts.categories().items():
         panels += _bars(name, _top(kinds), of=kinds.total(), share=kinds.total())

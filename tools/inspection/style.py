@@ -2,11 +2,13 @@
 
 STYLE = """\
 .bar { display: flex; flex-wrap: wrap; align-items: baseline; gap: 4px 12px; }
-.bar input {
-  flex: 0 1 280px; min-width: 0; margin-left: auto; padding: 5px 10px; font: inherit; font-size: 14px;
-  color: inherit; background: transparent; border: 1px solid var(--rule); border-radius: 6px;
+.filters { display: flex; flex: 0 1 460px; gap: 8px; min-width: 0; margin-left: auto; justify-content: flex-end; }
+.bar input, .bar select {
+  min-width: 0; padding: 5px 10px; font: inherit; font-size: 14px;
+  color: inherit; background: var(--paper); border: 1px solid var(--rule); border-radius: 6px;
 }
-.bar input:focus-visible { outline: 2px solid var(--image); outline-offset: -1px; }
+.bar input { flex: 0 1 280px; }
+.bar :is(input, select):focus-visible { outline: 2px solid var(--image); outline-offset: -1px; }
 .bar output { min-width: 5ch; text-align: right; font-size: 14px; color: var(--soft); }
 .bar output { font-variant-numeric: tabular-nums; }
 
@@ -20,6 +22,7 @@ STYLE = """\
 .card .picture img { height: 112px; }
 .card h3 { line-height: 1.35; }
 .parts { display: flex; flex-wrap: wrap; gap: 0 12px; }
+.quiet { color: var(--warn); font-weight: 600; }
 .source { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .halo { stroke-width: 3; }
 
@@ -43,23 +46,29 @@ STYLE = """\
 .failures td.examples { min-width: 220px; font-size: 13px; }
 
 @media (max-width: 640px) {
-  .bar input { flex-basis: 100%; order: 3; margin-left: 0; }
+  .filters { flex-basis: 100%; order: 3; margin-left: 0; }
+  .bar input { flex: 1 1 0; }
   .bar output { margin-left: auto; }
   .failures td.examples { min-width: 150px; }
 }
-@media print { .bar input { display: none; } .card, .panel { break-inside: avoid; } }
+@media print { .filters { display: none; } .card, .panel { break-inside: avoid; } }
 """
 
 SCRIPT = """\
 const filter = document.getElementById("filter"), shown = document.getElementById("shown");
+const kind = document.getElementById("kind");  // not there where every sample has sound
 const cards = [...document.querySelectorAll(".card")];
-filter.addEventListener("input", () => {
+function apply() {
   const words = filter.value.toLowerCase().split(/\\s+/).filter(Boolean);
+  const quiet = kind ? kind.value : "";
   let left = 0;
   for (const card of cards) {
     card.hidden = !words.every((word) => card.dataset.text.includes(word));
+    card.hidden ||= quiet !== "" && !card.dataset.quiet.split(" ").includes(quiet);
     left += !card.hidden;
   }
-  shown.textContent = words.length ? `${left} of ${cards.length}` : `${cards.length}`;
-});
+  shown.textContent = words.length || quiet ? `${left} of ${cards.length}` : `${cards.length}`;
+}
+filter.addEventListener("input", apply);
+kind?.addEventListener("input", apply);
 """

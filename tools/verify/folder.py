@@ -15,6 +15,7 @@ from shards_spec import storage
 from shards_spec.atomic import TEMPORARY_SUFFIX
 from shards_spec.dataset import DATASET_FILE, Dataset, fingerprint, read_dataset
 from shards_spec.errors import UserError
+from shards_spec.quiet import Quiet
 from shards_spec.sample import FBANK_MELS, member_names
 from shards_spec.storage import Place
 from shards_spec.tables import PLAN_SCHEMA, plan_path, read_table, shard_stem
@@ -125,8 +126,10 @@ def _read_plan(path: Place, found: Findings) -> tuple[pa.Table, dict[str, Any]] 
     except (UserError, pa.ArrowInvalid, OSError) as error:
         found.add(name, str(error))
         return None
+    if "boxes" not in table.column_names:  # plans of earlier versions
+        table = table.append_column("boxes", pa.nulls(len(table), PLAN_SCHEMA.field("boxes").type))
     columns = {f.name: f.type for f in table.schema}
-    needed = {f.name: f.type for f in PLAN_SCHEMA if f.name in columns or f.name != "boxes"}
+    needed = {f.name: f.type for f in PLAN_SCHEMA}
     has_facts = isinstance(facts.get("recipe"), dict) and isinstance(facts.get("classes"), list)
     if columns != needed or not has_facts or not len(table):
         found.add(name, f"is no plan of make-shards: {len(table)} rows of {', '.join(columns)[:200]}")
@@ -191,6 +194,8 @@ def check_dataset(folder: Folder, checked: list[Checked]) -> Findings:
     expect("samples", dataset.samples, sum(shard.samples for shard in checked))
     expect("failed", dataset.failed, failures.total())
     expect("failures", dict(sorted(dataset.failures.items())), dict(sorted(failures.items())))
+    if dataset.quiet is not None:
+        expect("quiet", dataset.quiet, sum((shard.quiet for shard in checked), Quiet()))
     values = sum(shard.valid_frames for shard in checked) * FBANK_MELS
     if values:
         mean = math.fsum(shard.fbank_sum for shard in checked) / values

@@ -6,18 +6,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from shards_spec.dataset import DATASET_FILE, ShardInfo
 from shards_spec.errors import UserError
+from shards_spec.quiet import Quiet, count_quiet
 from shards_spec.sample import member_column
 from shards_spec.storage import Place
-from shards_spec.tables import REASONS, read_table, shard_schema, shard_stem
+from shards_spec.tables import LATER_COLUMNS, REASONS, read_table, shard_schema, shard_stem
 from tools.verify.damage import Findings
 from tools.verify.tar import Count, Tar, check_tar
 
 Row = dict[str, Any]
 
-PLANNED = ("key", "start", "end", "labels", "label_ids", "shard")  # columns that a shard table takes from the plan
+PLANNED = (
+    "key",
+    "start",
+    "end",
+    "labels",
+    "label_ids",
+    "shard",
+    "boxes",
+)  # columns that a shard table takes from the plan
 _FACTS = {"samples": int, "failed": int, "bytes": int, "sha256": str}  # in a table's metadata
 
 
@@ -64,6 +74,7 @@ class Checked:
     valid_frames: int = 0
     fbank_sum: float = 0.0
     fbank_sumsq: float = 0.0
+    quiet: Quiet = field(default_factory=Quiet)
 
 
 def check_shard(task: ShardTask, count: Count) -> Checked:
@@ -74,7 +85,8 @@ def check_shard(task: ShardTask, count: Count) -> Checked:
         if task.info is not None:  # the tar can still be compared with dataset.json
             checked.found.extend(check_tar(_tar(task, task.info, None), count))
         return checked
-    rows, stated = read
+    table, stated = read
+    rows = table.to_pylist()
     ok = [row for row in rows if row["status"] == "ok"]
     _check_facts(task, stated, len(ok), len(rows) - len(ok), checked.found)
     for row in rows:
@@ -90,6 +102,7 @@ def check_shard(task: ShardTask, count: Count) -> Checked:
     checked.valid_frames = sum(row["valid_frames"] or 0 for row in ok)
     checked.fbank_sum = math.fsum(row["fbank_sum"] or 0 for row in ok)
     checked.fbank_sumsq = math.fsum(row["fbank_sumsq"] or 0 for row in ok)
+    checked.quiet = count_quiet(table.filter(pc.equal(table["status"], "ok")))
     return checked
 
 
@@ -97,8 +110,8 @@ def _tar(task: ShardTask, info: ShardInfo, rows: list[Row] | None) -> Tar:
     return Tar(path=task.tar, bytes=info.bytes, sha256=info.sha256, rows=rows, members=task.members)
 
 
-def _read(task: ShardTask, found: Findings) -> tuple[list[Row], ShardInfo] | None:
-    """The rows of the shard's table, and what its metadata says of the tar; None where it is not there or damaged."""
+def _read(task: ShardTask, found: Findings) -> tuple[pa.Table, ShardInfo] | None:
+    """The shard's table, and what its metadata says of the tar; None where it is not there or damaged."""
     name = task.parquet.name
     if not task.has_table:
         found.add(name, "is missing")
@@ -110,6 +123,7 @@ def _read(task: ShardTask, found: Findings) -> tuple[list[Row], ShardInfo] | Non
         found.add(name, str(error))
         return None
     there, needed = ({f.name: f.type for f in schema} for schema in (table.schema, shard_schema(task.members)))
+    needed = {name: kind for name, kind in needed.items() if name in there or name not in LATER_COLUMNS}
     if there != needed:
         wrong = sorted(name for name in there | needed if there.get(name) != needed.get(name))
         found.add(name, f"has other columns than expected: {', '.join(wrong)[:200]}")
@@ -118,7 +132,7 @@ def _read(task: ShardTask, found: Findings) -> tuple[list[Row], ShardInfo] | Non
         if not isinstance(facts.get(key), kind):
             found.add(name, f"lacks {key} in its metadata")
             return None
-    return table.to_pylist(), ShardInfo(name=task.tar.name, **{key: facts[key] for key in _FACTS})
+    return table, ShardInfo(name=task.tar.name, **{key: facts[key] for key in _FACTS})
 
 
 def _check_facts(task: ShardTask, stated: ShardInfo, ok: int, failed: int, found: Findings) -> None:
@@ -149,7 +163,7 @@ def _check_planned(task: ShardTask, rows: list[Row], planned: list[Row], found: 
         # A --retry-failed that has not come to its end has written its plan already: failed clips have moved there.
         columns = (*PLANNED, "source") if row["status"] == "ok" or task.is_finished else PLANNED
         for column in columns:
-            if row[column] != plan[column]:
+            if column in row and row[column] != plan[column]:
                 what = f"{column} is {str(row[column])[:80]!r}, the plan says {str(plan[column])[:80]!r}"
                 found.add(name, what, key=row["key"])
         if task.is_finished and plan["reason"] not in (None, row["reason"]):

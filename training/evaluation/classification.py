@@ -20,7 +20,7 @@ from training.evaluation.results import Result, Rows, result_path
 from training.evaluation.row_cache import PIECE, cached_rows
 from training.finetune.classifier import LoadedClassifier, load_classifier
 from training.finetune.labels import Labels, check_single, class_list_hash, read_labels
-from training.stream.index import DatasetIndex, open_index
+from training.stream.index import DatasetIndex
 from training.stream.loader import load
 from training.stream.order import Numbers
 from training.stream.shares import Share
@@ -70,7 +70,7 @@ class ClassificationConfig(EvaluationOptions):
             UserError: the checkpoint was not fine-tuned, or for other classes, or there is no place for the result.
         """
         accelerator = self.join()
-        index = open_index(self.data, cache_dir=self.cache_dir, cache_size=self.cache_size)
+        index = self.open_data(self.data, accelerator)
         loaded = load_classifier(self.checkpoint, accelerator.device)
         default = result_path(loaded.checkpoint, "classification", index)
         out = self.result_file(accelerator, loaded.checkpoint, default)

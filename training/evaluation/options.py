@@ -1,6 +1,7 @@
 """What every evaluation can be told, and what it works with. A task of evaluate.py extends EvaluationOptions."""
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -77,7 +78,7 @@ class Session:
             metrics=metrics,
             baselines=baselines or {},
             paper=paper or {},
-            notes=notes,
+            notes=(*notes, *self.index.quiet_warnings()),
         )
         return publish(result, self.out, self.accelerator)
 
@@ -119,7 +120,7 @@ class EvaluationOptions:
             UserError: the dataset or the checkpoint cannot be used, or there is no place for the results.
         """
         accelerator = self.join()
-        index = open_index(self.data, cache_dir=self.cache_dir, cache_size=self.cache_size)
+        index = self.open_data(self.data, accelerator)
         loaded = load_model(self.checkpoint, accelerator.device, precision=self.precision)
         return Session(
             task=task,
@@ -130,6 +131,13 @@ class EvaluationOptions:
             out=self.result_file(accelerator, loaded.checkpoint, result_path(loaded.checkpoint, task, index)),
             cache=self.feature_folder(loaded.checkpoint),
         )
+
+    def open_data(self, data: str, accelerator: Accelerator) -> DatasetIndex:
+        """Opens a dataset, and warns where much of it has next to no sound; raises as `open_index` does."""
+        index = open_index(data, cache_dir=self.cache_dir, cache_size=self.cache_size)
+        for line in index.quiet_warnings() if accelerator.is_main_process else ():
+            print(f"evaluate.py: warning: {line}", file=sys.stderr, flush=True)
+        return index
 
     def join(self) -> Accelerator:
         """Joins the processes. A task that does not `begin` here calls this first, and `result_file` before it encodes.

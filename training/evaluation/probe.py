@@ -20,7 +20,7 @@ from training.evaluation.metadata import all_numbers
 from training.evaluation.options import EvaluationOptions, Session
 from training.evaluation.results import Result, result_path
 from training.finetune.labels import Labels, Task, check_single, choose_task, read_labels
-from training.stream.index import DatasetIndex, open_index
+from training.stream.index import DatasetIndex
 
 # N training samples, M evaluated ones, D features, C classes.
 WEIGHT_DECAYS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -170,7 +170,7 @@ class ProbeConfig(EvaluationOptions):
     def run(self) -> Result:
         """Embeds both datasets, probes, prints the table."""
         session = self.begin("probe")
-        index = open_index(self.eval_data, cache_dir=self.cache_dir, cache_size=self.cache_size)
+        index = self.open_data(self.eval_data, session.accelerator)
         labels, eval_labels = self._labels(session.index, index)
         out = result_path(session.loaded.checkpoint, "probe", index) if self.out is None else self.out
         scored = replace(session, index=index, out=out)

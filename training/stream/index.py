@@ -127,6 +127,11 @@ class DatasetIndex:
         """The class list: index, mid, name."""
         return self.datasets[0].classes
 
+    def quiet_warnings(self) -> list[str]:
+        """A line for each dataset many of whose samples have next to no sound, as far as its dataset.json says."""
+        told = [(f, d.quiet.warning(d.samples)) for f, d in zip(self.folders, self.datasets, strict=True) if d.quiet]
+        return [f"{folder}: {line}" for folder, line in told if line]
+
     def locate(self, number: int) -> tuple[int, int]:
         """The shard of a sample, and its row among the samples there."""
         shard = int(np.searchsorted(self._firsts, number, side="right")) - 1
