@@ -1,6 +1,6 @@
 """Which samples have next to no sound, told from their fbanks alone: datasets of any age can be asked.
 
-    silent        every value of the fbank is the floor, log(float32's epsilon): no sample of the sound reaches 1e-5
+    silent        every value of the fbank is the floor, log(float32's epsilon): digital silence, or less than -115 dB
     near-silent   no value is above NEAR_SILENCE: a tone of 1 kHz below -57 dBFS, white noise below -67 dBFS (RMS)
     short         less than SHORT_SECONDS of sound, however loud
 

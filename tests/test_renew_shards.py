@@ -14,9 +14,8 @@ from pipeline.make_shards import MakeShardsConfig, run
 from shards_spec import storage
 from shards_spec.dataset import DATASET_FILE, read_dataset
 from shards_spec.errors import UserError
-from shards_spec.tables import LATER_COLUMNS, read_table, write_table
 from tests.fake_samples import write_files, ytid
-from tests.whole_samples import whole_sample
+from tests.whole_samples import rewrite_as_before, whole_sample
 from tools.verify_shards import main as verify
 
 Options = dict[str, Any]
@@ -33,13 +32,6 @@ def make(folder: Path, out: Path, options: Options, *, decode: Any = whole_sampl
     config = MakeShardsConfig(out=out, workers=1, **settings | options | more)
     assert run(config, make=decode) == 0
     return {path.name: path.read_bytes() for path in out.iterdir() if not path.name.startswith(".")}
-
-
-def rewrite_as_before(path: Path) -> None:
-    """A table as versions wrote it that knew less."""
-    table, facts = read_table(path)
-    older = table.drop_columns(list(LATER_COLUMNS)).replace_schema_metadata(None)
-    write_table(path, older, older.schema, {k: v for k, v in facts.items() if k != "spec_version"})
 
 
 @pytest.fixture(scope="module")

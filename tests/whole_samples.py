@@ -12,6 +12,7 @@ from pipeline.clip_error import ClipError
 from pipeline.encode_sample import Encoded
 from pipeline.make_shards import MakeShardsConfig, run
 from shards_spec.sample import FBANK_SHAPE, FRAME_SIZE, encode_fbank, encode_json
+from shards_spec.tables import LATER_COLUMNS, read_table, write_table
 from tests.fake_samples import write_files, ytid
 
 HOSTILE = "<script>alert('x')</script>\"&amp;"
@@ -54,3 +55,10 @@ def whole_dataset(folder: Path, **options: Any) -> Path:
     config = MakeShardsConfig(raw=(raw,), out=folder / "out", **settings | options)
     assert run(config, make=whole_sample) == 0
     return folder / "out"
+
+
+def rewrite_as_before(path: Path) -> None:
+    """A table as versions wrote it that knew less."""
+    table, facts = read_table(path)
+    older = table.drop_columns(list(LATER_COLUMNS)).replace_schema_metadata(None)
+    write_table(path, older, older.schema, {k: v for k, v in facts.items() if k != "spec_version"})

@@ -4,7 +4,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -195,7 +195,7 @@ def check_dataset(folder: Folder, checked: list[Checked]) -> Findings:
     expect("failed", dataset.failed, failures.total())
     expect("failures", dict(sorted(dataset.failures.items())), dict(sorted(failures.items())))
     if dataset.quiet is not None:
-        expect("quiet", dataset.quiet, sum((shard.quiet for shard in checked), Quiet()))
+        expect("quiet", asdict(dataset.quiet), asdict(sum((shard.quiet for shard in checked), Quiet())))
     values = sum(shard.valid_frames for shard in checked) * FBANK_MELS
     if values:
         mean = math.fsum(shard.fbank_sum for shard in checked) / values
