@@ -113,6 +113,8 @@ def test_the_contact_sheet_shows_them_and_has_a_filter(out: Path, capsys: pytest
     assert cards == {"faint": "near-silent", "silent": "silent", "short": "short", "short_and_silent": "silent short"}
     assert [option["value"] for option in found.all("option")] == ["", "silent", "near-silent", "short"]
     assert "1 evenly spaced samples. Of those with next to no sound, 3 more." in found.text
+    brightest = [pixels[..., :3].sum(axis=-1).max() for alt, pixels in found.images() if alt == "spectrogram"]
+    assert brightest[0] < 400 < brightest[1]  # near-silent sound is dark, whatever its own range
     assert "Silent (2)" in found.text and "Near-silent (1)" in found.text and "Shorter than 1 s (2)" in found.text
 
 

@@ -33,6 +33,7 @@ _CHOICES = (
     "boxes", "class_labels", "clip_seconds", "decoder", "frame_fit", "frames", "keep_audio", "min_seconds", "segments",
     "skip_silent",
 )  # fmt: skip
+_BRIGHT = 0.0  # log-mel level that is bright in all spectrograms: speech and music reach 3 to 5
 _STEP = 2  # fbank rows to a column of a spectrogram: 20 ms
 
 
@@ -94,7 +95,7 @@ def make_cards(facts: DatasetFacts, count: int) -> list[Card]:
                 boxes=len(boxes),
                 quiet=sound_kinds(facts.folder, row),
                 frame=frame_picture(payload(facts.folder, row, FRAME_MEMBER), boxes),
-                sound=spectrogram_picture(fbank.astype(np.float32), step=_STEP),
+                sound=spectrogram_picture(fbank.astype(np.float32), step=_STEP, bright=_BRIGHT),
             )
         )
     return cards

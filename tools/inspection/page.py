@@ -93,7 +93,7 @@ def _samples(facts: DatasetFacts, cards: list[Card], even: int) -> str:
         '<input type="search" id="filter" placeholder="Filter by label, key or source"'
         ' aria-label="Filter samples by label, key or source" autocomplete="off" spellcheck="false"></div>'
         f'<output id="shown" for="filter">{len(cards):,}</output></div><p class="note">{note} Low frequencies are at'
-        f' the bottom, and time has one scale.</p><div class="sheet">{shown}</div></section>'
+        f' the bottom, quiet sound is dark, and time has one scale.</p><div class="sheet">{shown}</div></section>'
     )
 
 

@@ -9,6 +9,7 @@ bottom. Hidden patches are transparent, so that a page's own grey shows through 
 
 import base64
 import io
+import math
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -93,10 +94,15 @@ def valid_rows(fbank: npt.NDArray[np.float16]) -> int:
     return int(rows[-1]) + 1 if len(rows) else len(fbank)
 
 
-def spectrogram_picture(fbank: Floats, *, step: int) -> Picture:
-    """An fbank's valid rows, float32 [T, M], in the colours of their own range, each `step` of them as their mean."""
+def spectrogram_picture(fbank: Floats, *, step: int, bright: float = -math.inf) -> Picture:
+    """An fbank's valid rows, float32 [T, M], in the colours of their own range, each `step` of them as their mean.
+
+    Args:
+        bright: the brightest colour means this level at least, so that quiet sound is dark.
+    """
     means = _means(fbank, step)
     low, high = (float(bound) for bound in np.percentile(means, (2, 99.8)))
+    high = max(high, bright)
     image = Image.fromarray(np.ascontiguousarray(_levels(means, low, high).T[::-1]))
     image.putpalette(_ramp(_MAGMA, LEVELS).flatten().tolist())  # turns the greys into indices
     return _png(image)
