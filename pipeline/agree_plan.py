@@ -113,7 +113,7 @@ def _look(config: MakeShardsConfig, asked: _Asked) -> tuple[Plan | None, list[Se
 
 
 def _says_the_same(plan: Plan, kept: list[Segment], asked: _Asked) -> bool:
-    """Whether labels, class list and boxes are the plan's."""
+    """Whether labels and recipe are the plan's."""
     return plan.recipe == asked.recipe and says_the_same(plan.table, kept)
 
 
@@ -133,7 +133,8 @@ def _made(config: MakeShardsConfig, asked: _Asked) -> Plan:
         table, changed = reannotated(old.table, kept, classes, boxes)
         old = replace(old, table=table)
         told = f"labels, class indices or boxes of {changed:,} of {len(table):,} planned clips are new"
-        print(f"make-shards: {told}: their JSON is written again, nothing is decoded", file=sys.stderr, flush=True)
+        if changed:
+            print(f"make-shards: {told}: their JSON is written again, nothing is decoded", file=sys.stderr, flush=True)
     elif old is not None and not new:
         return old
     table = plan_request(old, new, asked.locate, shard_size=config.shard_size, classes=classes, boxes=boxes)

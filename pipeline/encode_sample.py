@@ -103,14 +103,14 @@ def encode_sample(row: dict[str, Any], clip: "DecodedClip", *, options: SampleOp
     """The payloads of a decoded clip.
 
     Raises:
-        ClipError: `too_short`, less audio than one fbank window, or `_check_wanted`.
+        ClipError: `too_short`, less audio than one fbank window, or `check_wanted`.
     """
     from pipeline.fbank import fbank
     from pipeline.frame import encode_jpeg
 
     stored, valid_frames = fbank(clip.waveform)
     fbank_member = encode_fbank(stored)
-    _check_wanted(valid_frames, loudest(fbank_member, valid_frames), options)
+    check_wanted(valid_frames, loudest(fbank_member, valid_frames), options)
     metadata: dict[str, Any] = {
         **{name: row[name] for name in ("key", "ytid", "start", "end", "source")},
         "file_start": clip.file_start,
@@ -141,8 +141,12 @@ def encode_sample(row: dict[str, Any], clip: "DecodedClip", *, options: SampleOp
     )
 
 
-def _check_wanted(valid_frames: int, fbank_max: float, options: SampleOptions) -> None:
-    """Raises ClipError for clips that --min-seconds and --skip-silent leave out."""
+def check_wanted(valid_frames: int, fbank_max: float, options: SampleOptions) -> None:
+    """Raises ClipError for samples that --min-seconds and --skip-silent leave out; what it takes stands in the tables.
+
+    Args:
+        fbank_max: the greatest value in the valid rows of the fbank.
+    """
     if valid_frames < rows_of(options.min_seconds):
         seconds = (FBANK_WINDOW_MS + (valid_frames - 1) * FBANK_SHIFT_MS) / 1000
         raise ClipError("too_short", f"{seconds:.2f} s of sound, --min-seconds asks for {options.min_seconds:g}")

@@ -84,7 +84,7 @@ def run(config: MakeShardsConfig, *, make: Make | None = None) -> int:
             folder=config.out,
             plan=plan,
             roots=config.raw,
-            members=config.options.members,
+            options=config.options,
             make=make or functools.partial(make_sample, options=config.options),
             timeout=config.clip_timeout,
             memory=config.worker_memory,
@@ -108,7 +108,7 @@ def _build(config: MakeShardsConfig, plan: Plan, queue: ShardQueue) -> None:
     queue.remove_left_over(common=config.share.is_whole)
     storage.remove(config.out / DATASET_FILE)
     of = f" ({config.share})" if not config.share.is_whole else ""
-    anew = f"; to get other labels or boxes: {len(queue.annotated):,}" if queue.annotated else ""
+    anew = f"; to write again without decoding: {len(queue.outdated):,}" if queue.outdated else ""
     _say(f"shards to build: {len(queue.unfinished):,} of {plan.shards:,}{of}{anew}")
     with Progress(queue.clips()) as progress:
         if config.executor == "ray":
@@ -133,7 +133,7 @@ def _finalize(config: MakeShardsConfig) -> int:
     again = "run the same make-shards command again"
     if config.task_count is not None:
         again = f"run tasks {ranges(tasks_of(missing, config.task_count))} of {config.task_count} again"
-    state = "missing or of other labels" if outdated else "missing"
+    state = "missing or out of date" if outdated else "missing"
     _say(f"error: {len(missing):,} of {plan.shards:,} shards are {state}, numbers {ranges(missing)}: {again}")
     return 1
 

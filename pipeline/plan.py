@@ -31,6 +31,7 @@ Found = tuple[RawFile | None, float | None, str]  # file, start that its name st
 Locate = Callable[[Sequence[Segment]], Iterator[Found]]
 
 _NOT_RETRIED = ("bad_segment", "duplicate")
+LEAVING_OUT = ("min_seconds", "skip_silent")  # options of the recipe that leave samples out, the greater the more
 _BATCH = 50_000  # rows held as Python's objects at the same time
 _ARITHMETIC = 2  # counts the changes of this program that changed bits of samples (2: fbank and resampler in numpy)
 
@@ -131,7 +132,8 @@ def read_plan(folder: Place) -> Plan | None:
 def check_recipe(plan: Plan, recipe: dict[str, Any], folder: Place) -> None:
     """Raises UserError naming every option in which `recipe` differs from the plan's.
 
-    Class lists and boxes may be added or replaced later; to take them away is taken for a forgotten option.
+    Class lists and boxes may be added or replaced later, and more samples left out: nothing is decoded for that. To
+    take an option away is taken for forgetting it.
     """
     if plan.recipe.get("arithmetic") != recipe["arithmetic"]:
         raise UserError(
@@ -143,6 +145,7 @@ def check_recipe(plan: Plan, recipe: dict[str, Any], folder: Place) -> None:
         for name in sorted(recipe.keys() | plan.recipe.keys())
         if plan.recipe.get(name) != recipe.get(name)
         and not (name in ANNOTATING and recipe.get(name) not in (None, "none"))
+        and not (name in LEAVING_OUT and recipe.get(name, 0) > plan.recipe.get(name, 0))
     ]
     if differences:
         raise UserError(

@@ -1,7 +1,8 @@
 """A finished shard again: its samples are copied, with what the plan says of them now; nothing is decoded twice.
 
 --retry-failed gives its failed clips another try; a rerun with other labels, class list or boxes changes the JSON of
-its samples. The bytes are those of a shard built at once with the same outcomes and options.
+its samples; one with --min-seconds or --skip-silent leaves some of them out. The bytes are those of a shard built at
+once with the same outcomes and options.
 """
 
 import itertools
@@ -13,11 +14,13 @@ from typing import BinaryIO
 
 from pipeline.annotations import annotated_json
 from pipeline.build_shard import Decode, Row, ShardReport, ShardSpec, build_shard
+from pipeline.clip_error import ClipError
 from pipeline.decoder_process import Failure
-from pipeline.encode_sample import Encoded
+from pipeline.encode_sample import Encoded, SampleOptions, check_wanted
 from shards_spec import storage
 from shards_spec.errors import UserError
-from shards_spec.sample import JSON_MEMBER, member_column
+from shards_spec.quiet import loudest
+from shards_spec.sample import FBANK_MEMBER, JSON_MEMBER, member_column
 from shards_spec.tables import read_table
 
 FINAL_REASONS = ("bad_segment", "duplicate")  # another try cannot change these
@@ -41,14 +44,15 @@ def _plan_changed(spec: ShardSpec) -> bool:
 
 
 def renew_shard(
-    spec: ShardSpec, decode: Decode, *, retry: bool, annotate: bool, on_copy: Callable[[], None]
+    spec: ShardSpec, decode: Decode, *, retry: bool, renewed: SampleOptions | None, on_copy: Callable[[], None]
 ) -> ShardReport | None:
     """Builds the shard again if something in it is new.
 
     Args:
         decode: gives the outcome of each failed clip that is tried again, in order.
         retry: whether failed clips get another try.
-        annotate: whether samples get the labels and boxes of the plan.
+        renewed: samples get the labels and boxes of the plan, and those that these options do not want are left out;
+            None copies them as they are.
         on_copy: is called for each sample that is copied, before it is.
 
     Returns:
@@ -61,7 +65,7 @@ def renew_shard(
     old = _old_rows(spec)
     again = clips_to_retry(spec) if retry else []
     fresh = decode(again) if again else iter(())
-    changed = annotate or _plan_changed(spec)
+    changed = renewed is not None or _plan_changed(spec)
     tried: list[Encoded | Failure] = []
     while not changed and len(tried) < len(again):
         row, outcome = again[len(tried)], next(fresh)
@@ -85,7 +89,7 @@ def renew_shard(
                 if before["status"] == "ok":
                     on_copy()
                     copied = _copy(tar, spec, before)
-                    yield _annotated(copied, row) if annotate else copied
+                    yield copied if renewed is None else _renewed(copied, row, renewed)
                 else:
                     yield next(outcomes) if retry else Failure(before["reason"], before["detail"])
 
@@ -111,6 +115,10 @@ def _copy(tar: BinaryIO, spec: ShardSpec, row: Row) -> Encoded:
     return Encoded(payloads, row["valid_frames"], row["fbank_sum"], row["fbank_sumsq"])
 
 
-def _annotated(sample: Encoded, row: Row) -> Encoded:
+def _renewed(sample: Encoded, row: Row, options: SampleOptions) -> Encoded | Failure:
+    try:
+        check_wanted(sample.valid_frames, loudest(sample.payloads[FBANK_MEMBER], sample.valid_frames), options)
+    except ClipError as error:
+        return Failure(error.reason, error.detail)
     payloads = {**sample.payloads, JSON_MEMBER: annotated_json(sample.payloads[JSON_MEMBER], row)}  # the same order
     return sample._replace(payloads=payloads)

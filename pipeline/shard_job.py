@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline.build_shard import Row, ShardSpec, build_shard
 from pipeline.decoder_process import DecoderProcess, Failure, Job, Make, StoppedError, start_fork_server
-from pipeline.encode_sample import Encoded
+from pipeline.encode_sample import Encoded, SampleOptions
 from pipeline.renew_shard import renew_shard
 from shards_spec import storage
 from shards_spec.storage import Place
@@ -33,7 +33,8 @@ class ShardJob:
         timeout: seconds that one clip may take.
         memory: bytes that the decoder process may take.
         retry: the shard is there, its failed clips get another try.
-        annotate: the shard is there, its samples get the labels and boxes of the plan.
+        renew: the shard is there, its samples get the labels and boxes of the plan, or are left out.
+        options: of the samples.
     """
 
     spec: ShardSpec
@@ -42,7 +43,8 @@ class ShardJob:
     timeout: float
     memory: int
     retry: bool
-    annotate: bool
+    renew: bool
+    options: SampleOptions
 
 
 def do(job: ShardJob, *, stop: threading.Event, on_clip: OnClip) -> None:
@@ -50,7 +52,7 @@ def do(job: ShardJob, *, stop: threading.Event, on_clip: OnClip) -> None:
 
     Args:
         stop: when set, the shard is given up.
-        on_clip: is told of each clip that is decoded, or copied to get other labels, whether it gave a sample.
+        on_clip: is told of each clip that is decoded, or copied to be renewed, whether it gave a sample.
 
     Raises:
         StoppedError: `stop` was set.
@@ -84,11 +86,12 @@ def do(job: ShardJob, *, stop: threading.Event, on_clip: OnClip) -> None:
         def copied() -> None:
             if stop.is_set():
                 raise StoppedError
-            if job.annotate:
+            if job.renew:
                 on_clip(True)
 
-        if job.retry or job.annotate:
-            renew_shard(job.spec, decode, retry=job.retry, annotate=job.annotate, on_copy=copied)
+        if job.retry or job.renew:
+            renewed = job.options if job.renew else None
+            renew_shard(job.spec, decode, retry=job.retry, renewed=renewed, on_copy=copied)
         else:
             build_shard(job.spec, decode)
 

@@ -4,12 +4,14 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
+from pipeline.encode_sample import Encoded
 from pipeline.fbank import fbank
 from pipeline.make_shards import main as make_shards
 from shards_spec.dataset import DATASET_FILE, read_dataset, write_dataset
@@ -145,10 +147,18 @@ def test_verify_sees_wrong_counts(out: Path, tmp_path: Path, capsys: pytest.Capt
     assert "has fbank_max -15.9453125, the table says 1.0" in capsys.readouterr().out
 
 
-def test_they_are_left_out_on_request(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out"
-    words = [str(raw), "--out", str(out), "--workers", "1", "--max-failed", "1"]
-    assert make_shards([*words, "--min-seconds", "0.5", "--skip-silent"]) == 0
+LEFT_OUT = ["--workers", "1", "--max-failed", "1", "--min-seconds", "0.5", "--skip-silent"]
+
+
+@pytest.fixture(scope="module")
+def left_out(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("quiet") / "left out"
+    assert make_shards([str(raw), "--out", str(out), *LEFT_OUT]) == 0
+    return out
+
+
+def test_they_are_left_out_on_request(left_out: Path, raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = left_out
     assert reasons(out) == {
         "loud.mkv": None,
         "faint.mkv": "no_audio",
@@ -163,8 +173,31 @@ def test_they_are_left_out_on_request(raw: Path, tmp_path: Path, capsys: pytest.
     assert read_dataset(out).recipe["min_seconds"] == 0.5
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        make_shards(words)
+        make_shards([str(raw), "--out", str(out)])
     assert "--min-seconds was 0.5, now none; --skip-silent was True, now none" in capsys.readouterr().err
+
+
+def no_sample(path: Path, row: dict[str, Any], *, options: object) -> Encoded:
+    """Takes the place of a decoder where nothing may be decoded."""
+    raise AssertionError(f"{path} was decoded")
+
+
+@pytest.mark.parametrize("is_of_an_earlier_version", [False, True])
+def test_they_are_left_out_later_without_decoding(
+    out: Path,
+    left_out: Path,
+    raw: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_of_an_earlier_version: bool,
+) -> None:
+    monkeypatch.setattr("pipeline.make_shards.make_sample", no_sample)
+    later = Path(shutil.copytree(out, tmp_path / "later"))
+    if is_of_an_earlier_version:
+        rewrite_as_before(later / "shard-000000.parquet")
+    assert make_shards([str(raw), "--out", str(later), *LEFT_OUT]) == 0
+    for path in left_out.iterdir():
+        assert path.read_bytes() == (later / path.name).read_bytes(), path.name
 
 
 @pytest.mark.parametrize("seconds", ["-1", "nan", "11"])

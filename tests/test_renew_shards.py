@@ -77,7 +77,7 @@ def test_what_comes_later_gives_the_bytes_of_a_fresh_run(
     assert make(folder, out, later, decode=no_sample) == fresh
     said = capsys.readouterr().err
     assert "labels, class indices or boxes of 11 of 12 planned clips are new" in said  # not of the damaged row
-    assert "to get other labels or boxes: 3" in said
+    assert "to write again without decoding: 3" in said
     assert read_dataset(out).fingerprint != before.fingerprint
     assert verify([str(out), "--workers", "1"]) == 0
     times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
@@ -155,7 +155,7 @@ def test_a_job_array_knows_what_is_left(
 
     assert task(task_index=0) == 0
     assert task(finalize=True) == 1
-    assert "1 of 3 shards are missing or of other labels, numbers 1: run tasks 1 of 2 again" in capsys.readouterr().err
+    assert "1 of 3 shards are missing or out of date, numbers 1: run tasks 1 of 2 again" in capsys.readouterr().err
     assert task(task_index=1) == 0
     assert task(finalize=True) == 0
     assert {name: (out / name).read_bytes() for name in fresh} == fresh
