@@ -1,6 +1,5 @@
 """One shard: planned rows + what came of their clips -> shard-N.tar, then shard-N.parquet (its commit marker)."""
 
-import contextlib
 import hashlib
 import os
 import re
@@ -69,12 +68,12 @@ def build_shard(spec: ShardSpec, decode: Decode) -> ShardReport:
         decode: gives the outcome of each row that is not already known to fail, in order.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written; `filename` names the file.
+        OSError: the disk is full, or the folder cannot be written; `filename` names the file. Or as `decode` raises.
     """
     outcomes = decode([row for row in spec.rows if row["reason"] is None])
     rows: list[Row] = []
     parquet = spec.tar.with_suffix(".parquet")
-    with _names(spec.tar), storage.writing(spec.tar) as temporary, temporary.open("wb") as file:
+    with storage.writing(spec.tar) as temporary, temporary.open("wb") as file:
         writer = TarWriter(file)
         for row in spec.rows:
             outcome = next(outcomes) if row["reason"] is None else Failure(row["reason"], row["detail"])
@@ -86,10 +85,9 @@ def build_shard(spec: ShardSpec, decode: Decode) -> ShardReport:
         replaces = storage.is_file(parquet)
         if replaces:
             write_table(_pending(parquet), rows, shard_schema(spec.members), facts)
-    with _names(parquet):
-        write_table(parquet, rows, shard_schema(spec.members), facts)
-        if replaces:
-            storage.remove(_pending(parquet))
+    write_table(parquet, rows, shard_schema(spec.members), facts)
+    if replaces:
+        storage.remove(_pending(parquet))
     return ShardReport(number=spec.number, **facts)
 
 
@@ -146,16 +144,6 @@ def _outcome_columns(writer: TarWriter, key: str, outcome: Encoded | Failure) ->
         columns[member_column(name, "length")] = member.length
         columns[member_column(name, "crc32")] = member.crc32
     return columns
-
-
-@contextlib.contextmanager
-def _names(path: Place) -> Iterator[None]:
-    """OSErrors of writing say which file: the system's own do not when the disk is full."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = str(path)
-        raise
 
 
 def finished_tables(folder: Place, numbers: Iterable[int]) -> Iterator[tuple[ShardReport, pa.Table]]:

@@ -20,6 +20,7 @@ from shards_spec.errors import UserError
 
 _LOCAL_SCHEMES = ("file", "local")
 _READ_ONLY_SCHEMES = ("http", "https")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _PIECE = 4 << 20  # bytes read at once
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 _PACKAGES |= {"http": "aiohttp", "https": "aiohttp"}
@@ -204,11 +205,20 @@ def readable(where: Place) -> Path | io.BytesIO:
 
 
 def fetch(where: Place, copy: Path) -> Path:
-    """A local path with the content of a file: its own, or `copy`, to which a remote file is downloaded."""
+    """A local path with the content of a file: its own, or `copy`, to which a remote file is downloaded.
+
+    Raises:
+        OSError: it cannot be read; or there is no room for the copy, which `filename` names then.
+    """
     if isinstance(where, Path):
         return where
-    with _client(where) as (system, path):
-        system.get_file(path, str(copy))
+    try:
+        with _client(where) as (system, path):
+            system.get_file(path, str(copy))
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            error.filename = str(copy)
+        raise
     return copy
 
 
@@ -217,16 +227,33 @@ def fetch(where: Place, copy: Path) -> Path:
 
 @contextlib.contextmanager
 def writing(where: Place) -> Iterator[Path]:
-    """Yields a temporary local path; when the block ends well, `where` has its content, durably, all at once."""
+    """Yields a temporary local path; when the block ends well, `where` has its content, durably, all at once.
+
+    Raises:
+        OSError: it cannot be written; `filename` is the file for which there is no room, which the system does not say:
+            `where`, or the local copy of a remote file.
+    """
     if isinstance(where, Path):
-        with atomic_path(where) as temporary:
+        with _named(where), atomic_path(where) as temporary:
             yield temporary
         return
     with tempfile.TemporaryDirectory(prefix="make-shards-") as scratch:
         temporary = Path(scratch) / where.name
-        yield temporary
+        with _named(temporary):
+            yield temporary
         with _client(where) as (system, path):
             system.put_file(str(temporary), path)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """OSErrors that name no file name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def create(where: Place, content: bytes) -> bool:

@@ -1,5 +1,6 @@
 """make-shards with its input and output behind URLs, and the leases that keep runs apart there."""
 
+import errno
 import os
 import threading
 import time
@@ -159,6 +160,25 @@ def test_a_store_that_fails_is_one_line(
     monkeypatch.setattr(make_shards, "make_sample", fake_sample_with_options)
     assert main([str(raw), "--out", f"memory://{tmp_path}/out", "--workers", "1"]) == 1
     assert "plan.parquet: KeyError: 'Unable to locate credentials'; finished shards are kept" in capsys.readouterr().err
+
+
+def test_a_full_local_disk_is_not_told_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    at, copy = Remote(f"memory://{tmp_path}/file"), tmp_path / "copy"
+    with pytest.raises(OSError, match="No space left") as caught, storage.writing(at) as temporary:
+        full()
+    assert caught.value.filename == str(temporary)
+    monkeypatch.setattr(MemoryFileSystem, "get_file", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        storage.fetch(at, copy)
+    assert caught.value.filename == str(copy)
+    with pytest.raises(OSError, match="No space left") as caught, storage.writing(tmp_path / "local"):
+        full()
+    assert caught.value.filename == str(tmp_path / "local")
 
 
 def test_s3(tmp_path: Path, raw: Path, expected: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
