@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import operator
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -260,13 +260,8 @@ def matched(old: Plan, request: list[Segment], *, by_file: bool) -> tuple[list[S
             f"{len(vanished)} clips of the plan are no longer asked for, the first is {name}: a rerun may ask for "
             "more clips, not for fewer or changed ones; give the same request, or another --out"
         )
-    left = Counter({identity: len(segments) for identity, segments in asked.items()})
-    new = []
-    for s, identity in zip(reversed(request), reversed(list(_asked(request, by_file))), strict=True):
-        if left[identity] > 0:  # of equal rows the first ones are the plan's
-            left[identity] -= 1
-            new.append(s)
-    return kept, new[::-1]
+    taken = set(map(id, kept))
+    return kept, [s for s in request if id(s) not in taken]
 
 
 def _planned(plan: Plan, by_file: bool) -> Iterator[Hashable]:

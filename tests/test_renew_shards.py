@@ -107,26 +107,28 @@ def test_failed_clips_get_their_try_at_the_same_time(folder: Path, later: Option
     assert renewed == make(folder, tmp_path / "whole", later, raw=(tmp_path / "raw",))
 
 
-def killed_at(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, call: int) -> None:
-    """Lets the program end at the call-th call of a function, which is not done any more."""
-    calls = 0
-    original: Callable[..., Any] = getattr(module, name)
+def killed_at(monkeypatch: pytest.MonkeyPatch, module: Any, function: str, name: str) -> None:
+    """Lets the program end where it calls a function for a file of this name: that is not done any more."""
+    original: Callable[..., Any] = getattr(module, function)
 
     @functools.wraps(original)
-    def ending(*given: Any, **named: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls >= call:
+    def ending(place: Path, *given: Any) -> Any:
+        if place.name == name:
             raise OSError(5, "killed")
-        return original(*given, **named)
+        return original(place, *given)
 
-    monkeypatch.setattr(module, name, ending)
+    monkeypatch.setattr(module, function, ending)
 
 
 @pytest.mark.parametrize(
-    ("step", "call"),
-    # Of the first shard: the new table beside the old one, the table in its place, the one beside it removed; ...
-    [("write_table", 1), ("write_table", 2), ("remove", 2), ("write_table", 3), ("write_table", 4)],
+    ("module", "function", "name"),
+    [
+        (build_shard, "write_table", "shard-000000.next.tmp"),  # tar and table are the old ones
+        (build_shard, "write_table", "shard-000000.parquet"),  # the tar is new
+        (storage, "remove", "shard-000000.next.tmp"),  # both are new
+        (build_shard, "write_table", "shard-000001.next.tmp"),
+        (build_shard, "write_table", "shard-000002.parquet"),
+    ],
 )
 def test_killed_at_any_moment(
     folder: Path,
@@ -134,15 +136,22 @@ def test_killed_at_any_moment(
     fresh: dict[str, bytes],
     out: Path,
     monkeypatch: pytest.MonkeyPatch,
-    step: str,
-    call: int,
+    module: Any,
+    function: str,
+    name: str,
 ) -> None:
     with monkeypatch.context() as patched:
-        killed_at(patched, build_shard if step == "write_table" else storage, step, call)
+        killed_at(patched, module, function, name)
         with pytest.raises(OSError, match="killed"):
             make(folder, out, later, decode=no_sample)
     assert not (out / DATASET_FILE).exists()
     assert make(folder, out, later, decode=no_sample) == fresh
+
+
+def test_killed_before_the_tar_was_replaced(folder: Path, fresh: dict[str, bytes], out: Path) -> None:
+    before = {path.name: path.read_bytes() for path in out.iterdir() if not path.name.startswith(".")}
+    (out / "shard-000001.next.tmp").write_bytes(fresh["shard-000001.parquet"])
+    assert make(folder, out, {}, decode=no_sample) == before
 
 
 def test_a_job_array_knows_what_is_left(
