@@ -136,6 +136,7 @@ def test_killed_at_any_moment(
     fresh: dict[str, bytes],
     out: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     module: Any,
     function: str,
     name: str,
@@ -145,6 +146,9 @@ def test_killed_at_any_moment(
         with pytest.raises(OSError, match="killed"):
             make(folder, out, later, decode=no_sample)
     assert not (out / DATASET_FILE).exists()
+    if name == "shard-000000.parquet":
+        assert verify([str(out), "--workers", "1"]) == 1
+        assert "make-shards was killed while it replaced a shard: run the same command again" in capsys.readouterr().out
     assert make(folder, out, later, decode=no_sample) == fresh
 
 
