@@ -15,7 +15,8 @@ from shards_spec.sample import FBANK_MELS
 from shards_spec.storage import Place
 from shards_spec.tables import REASONS, read_tables, shard_stem
 
-NOT_PRESENT = ("missing", "bad_segment", "duplicate")  # reasons of clips for which there was nothing to decode
+NOT_PRESENT = ("missing",)  # reasons of clips that are not there to be made: videos vanish, and nobody can mend that
+_WITHOUT_FILE = ("bad_segment", "duplicate")  # reasons of rows that ask for nothing that could be made
 _EXAMPLES = 3  # clips named for each reason
 _LIBRARIES = ("av", "decord", "numpy", "pillow", "pyarrow")
 
@@ -49,8 +50,14 @@ class Account:
 
     @property
     def failed_present(self) -> int:
-        """Clips that gave none although there was a file."""
+        """Clips that gave none although there was a file or a row for them: all that somebody could mend."""
         return sum(count for reason, count in self.failures.items() if reason not in NOT_PRESENT)
+
+    @property
+    def present(self) -> str:
+        """What `samples` and `failed_present` count together, in words."""
+        has_rows = any(self.failures.get(reason) for reason in _WITHOUT_FILE)
+        return "clips that have a file" + (", or a row that is damaged or asks for a taken key," if has_rows else "")
 
     @property
     def fingerprint(self) -> str:

@@ -146,7 +146,7 @@ def _finish(config: MakeShardsConfig, plan: Plan) -> int:
     if account.failed_present > config.max_failed * present:
         share = math.ceil(100 * account.failed_present / present) / 100
         _say(
-            f"error: {account.failed_present:,} of {present:,} clips that have a file failed, more than --max-failed "
+            f"error: {account.failed_present:,} of {present:,} {account.present} failed, more than --max-failed "
             f"{config.max_failed:g}: mend them and add --retry-failed, or accept them with --max-failed {share:g}"
         )
         return 1

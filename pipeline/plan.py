@@ -9,17 +9,20 @@ import hashlib
 import itertools
 import json
 import operator
+import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.boxes import Boxes
-from pipeline.raw_files import RawFile, RawIndex, walk
-from pipeline.segments import ClassList, Segment
+from pipeline.classes import ClassList
+from pipeline.raw_files import RawFile, RawIndex, shown_path, walk
+from pipeline.segments import KeyOf, Segment
 from shards_spec import sample, storage
 from shards_spec.errors import UserError
 from shards_spec.storage import Place
@@ -30,6 +33,7 @@ Found = tuple[RawFile | None, float | None, str]  # file, start that its name st
 Locate = Callable[[Sequence[Segment]], Iterator[Found]]
 
 _NOT_RETRIED = ("bad_segment", "duplicate")
+_TWINS = "another file gives the same key: with --key path, files of different folders have keys of their own"
 _BATCH = 50_000  # rows held as Python's objects at the same time
 _ARITHMETIC = 2  # counts the changes of this program that changed bits of samples (2: fbank and resampler in numpy)
 
@@ -74,13 +78,14 @@ def make_recipe(
     keep_audio: bool,
     decoder: str,
     clip_seconds: float,
-    classes: list[dict[str, Any]],
+    class_labels: str,
     boxes: Boxes | None,
+    key_of: KeyOf,
 ) -> dict[str, Any]:
     """Every choice that changes bytes: the options, and the constants of the format."""
     return {
         "segments": "none" if by_file else "CSV",
-        "class_labels": hashlib.sha256(json.dumps(classes, sort_keys=True).encode()).hexdigest() if classes else "none",
+        "class_labels": class_labels,
         "shard_size": shard_size,
         "frame_fit": frame_fit,
         "frames": frames,
@@ -96,7 +101,13 @@ def make_recipe(
         "jpeg_quality": sample.JPEG_QUALITY,
         "arithmetic": _ARITHMETIC,
         **({} if boxes is None else {"boxes": boxes.sha256}),
+        **({} if key_of == "stem" else {"key": key_of}),
     }
+
+
+def class_list_hash(classes: list[dict[str, Any]]) -> str:
+    """What a recipe says of a class list that is given."""
+    return hashlib.sha256(json.dumps(classes, sort_keys=True).encode()).hexdigest()
 
 
 def read_plan(folder: Place) -> Plan | None:
@@ -117,6 +128,7 @@ def read_plan(folder: Place) -> Plan | None:
     for field in PLAN_SCHEMA:  # plans are older than the last of their columns
         if field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(len(table), field.type))
+    table = table.select(PLAN_SCHEMA.names)
     return Plan(table=table, recipe=facts["recipe"], classes=facts["classes"], versions=facts["versions"])
 
 
@@ -143,20 +155,24 @@ def _short(value: object) -> str:
     return value[:12] if isinstance(value, str) else "none" if value is None else str(value)
 
 
-def files_request(roots: Sequence[Place], *, clip_seconds: float, limit: int | None) -> tuple[list[Segment], Locate]:
+def files_request(
+    roots: Sequence[Place], *, clip_seconds: float, limit: int | None, key_of: KeyOf, warn: Callable[[str], None]
+) -> tuple[list[Segment], Locate]:
     """Every media file as a clip of its first `clip_seconds`, by path; and where each of them lies."""
-    files = sorted((path, root, stem) for root, path, stem in walk(roots))[:limit]
+    files = sorted((path, root, stem) for root, path, stem in walk(roots, warn=warn))[:limit]
     if not files:
         raise UserError(f"no media file below {_list(roots)}: give the folder that holds the downloads")
     request, place = [], {}
     for path, root, stem in files:
-        segment = Segment(sample.file_key(stem), None, f"{root}/{_shown(path)}", 0.0, clip_seconds, (), 0, "")
-        request.append(segment)
-        place[segment.stem] = RawFile(root, path, ())
-    return request, lambda segments: ((place[segment.stem], 0.0, "") for segment in segments)
+        base = stem if key_of == "stem" else os.path.splitext(path)[0]  # noqa: PTH122
+        where = f"{root}/{shown_path(path)}"
+        key, name = sample.file_key(base), shown_path(base)
+        request.append(Segment(key, None, stem, 0.0, clip_seconds, (), 0, "", name, where, True))
+        place[where] = RawFile(root, path, ())
+    return request, lambda segments: ((place[segment.path], 0.0, "") for segment in segments)
 
 
-def segments_locator(roots: Sequence[Place]) -> Locate:
+def segments_locator(roots: Sequence[Place], *, warn: Callable[[str], None]) -> Locate:
     """Finds the files of CSV rows. The roots are listed when it is called."""
 
     def locate(segments: Sequence[Segment]) -> Iterator[Found]:
@@ -164,15 +180,30 @@ def segments_locator(roots: Sequence[Place]) -> Locate:
             roots,
             ytids=(s.ytid for s in segments if s.ytid is not None),
             stems=(s.stem for s in segments if s.stem is not None),
+            warn=warn,
         )
         for s in segments:
             if s.start is None:
                 yield None, None, ""
+                continue
+            if s.ytid is not None:
+                file, named_start, instead = index.find(ytid=s.ytid, start=s.start)
             else:
-                file, named_start, instead = index.find(ytid=s.ytid, stem=s.stem, start=s.start)
-                yield file, named_start, instead or f"no file of this clip below {_list(roots)}"
+                files, instead = index.find_named(s.path, s.stem or "")
+                _check_one(s, files)
+                file, named_start = files[0] if files else None, 0.0 if files and s.of_file else None
+            yield file, named_start, instead or f"no file of this clip below {_list(roots)}"
 
     return locate
+
+
+def _check_one(segment: Segment, files: Sequence[RawFile]) -> None:
+    """Raises UserError where a row may mean several files."""
+    if len(files) > 1:
+        raise UserError(
+            f"line {segment.line} of the segment CSV: {segment.path!r} may be {shown_path(files[0].path)!r} or "
+            f"{shown_path(files[1].path)!r}: give its path below the raw folder"
+        )
 
 
 def _list(roots: Sequence[Place]) -> str:
@@ -193,16 +224,9 @@ def plan_request(
     Raises:
         UserError: no clip has a file.
     """
-    taken: set[str] = set()
-    first_shard = 0
-    if old is not None:
-        first_shard = old.shards
-        taken = {
-            key
-            for key, reason in zip(old.table["key"].to_pylist(), old.table["reason"].to_pylist(), strict=True)
-            if reason not in _NOT_RETRIED
-        }
-    table = _table(new, locate(new), taken, classes, boxes, first_shard=first_shard, shard_size=shard_size)
+    first_shard = 0 if old is None else old.shards
+    keys = Keys(old, new)
+    table = _table(new, locate(new), keys, classes, boxes, first_shard=first_shard, shard_size=shard_size)
     if old is None and table["root"].null_count == len(table):
         raise UserError(
             f"none of the {len(table)} clips has a file: first {table['key'][0]} "
@@ -213,9 +237,47 @@ def plan_request(
 
 def _example(segments: Iterable[Segment]) -> str:
     segment = next(s for s in segments if not s.problem)
-    return (
-        f"{segment.stem}.mp4" if segment.ytid is None else f"{segment.ytid}.mp4 or {segment.ytid}_{segment.start}.mp4"
-    )
+    return segment.path or f"{segment.ytid}.mp4 or {segment.ytid}_{segment.start}.mp4"
+
+
+class Keys:
+    """Which clip gets which key.
+
+    A clip that is known by its file has the key that `file_key` makes of its name. Where several names have the same,
+    each name that is not its own key has a `distinct_key`; those of the plan keep theirs.
+    """
+
+    def __init__(self, old: Plan | None, new: Iterable[Segment]) -> None:
+        self._taken: set[str] = set()
+        self._planned: dict[str, str] = {}  # the name behind a key of the plan
+        if old is not None:
+            self._add_planned(old.table)
+        names: dict[str, str] = {}
+        self._shared: set[str] = set()
+        for s in new:
+            if s.name and names.setdefault(s.key, s.name) != s.name:
+                self._shared.add(s.key)
+
+    def _add_planned(self, table: pa.Table) -> None:
+        for batch in table.select(("key", "reason", "name", "ytid", "source")).to_batches(_BATCH):
+            for key, reason, name, ytid, source in zip(*(c.to_pylist() for c in batch.columns), strict=True):
+                if reason in _NOT_RETRIED:
+                    continue
+                self._taken.add(key)
+                if name is None and ytid is None and source is not None:  # plans from before they had names
+                    name = PurePosixPath(source).stem
+                if name is not None:
+                    self._planned[key] = name
+
+    def take(self, segment: Segment) -> tuple[str, bool]:
+        """The clip's key, and whether it is the first that has it."""
+        key, name = segment.key, segment.name
+        is_anothers = self._planned.get(key, name) != name
+        if name and (is_anothers or (key in self._shared and name != key)):
+            key = sample.distinct_key(key, name)
+        is_first = key not in self._taken
+        self._taken.add(key)
+        return key, is_first
 
 
 def new_rows(old: Plan | None, request: list[Segment], *, by_file: bool) -> list[Segment]:
@@ -231,13 +293,15 @@ def new_rows(old: Plan | None, request: list[Segment], *, by_file: bool) -> list
     planned = Counter(_planned(old, by_file))
     new = []
     for s, identity in zip(request, _asked(request, by_file), strict=True):
+        if not planned[identity]:
+            identity = _without_name(s)  # plans from before they had names
         if planned[identity] > 0:
             planned[identity] -= 1
         else:
             new.append(s)
     if vanished := +planned:
         first = next(iter(vanished))
-        name = first[0] if isinstance(first, tuple) else first.split("/", 1)[1]  # type: ignore[attr-defined]
+        name = first[0] or first[1]
         raise UserError(
             f"{vanished.total()} clips of the plan are no longer asked for, the first is {name}: a rerun may ask for "
             "more clips, not for fewer or changed ones; give the same request, or another --out"
@@ -245,24 +309,37 @@ def new_rows(old: Plan | None, request: list[Segment], *, by_file: bool) -> list
     return new
 
 
-def _planned(plan: Plan, by_file: bool) -> Iterator[Hashable]:
+def _planned(plan: Plan, by_file: bool) -> Iterator[tuple[Any, ...]]:
     """What each row of the plan asks for, as `_asked` says it."""
-    names = ("key", "start", "end", "labels", "root", "source", "reason")
+    names = ("key", "start", "end", "labels", "root", "source", "reason", "name")
     for batch in plan.table.select(names).to_batches(_BATCH):
-        for key, start, end, labels, root, source, reason in zip(*(c.to_pylist() for c in batch.columns), strict=True):
-            yield f"{root}/{source}" if by_file else (key, start, end, tuple(labels or ()), reason == "bad_segment")
+        columns = (column.to_pylist() for column in batch.columns)
+        for key, start, end, labels, root, source, reason, name in zip(*columns, strict=True):
+            if by_file:
+                yield source, root
+            else:
+                is_bad = reason == "bad_segment"
+                yield name or "", "" if name else key, start, end, tuple(labels or ()), is_bad
 
 
-def _asked(request: Iterable[Segment], by_file: bool) -> Iterator[Hashable]:
-    """What tells the rows of a request apart."""
+def _asked(request: Iterable[Segment], by_file: bool) -> Iterator[tuple[Any, ...]]:
+    """What tells the rows of a request apart: a name or a key, and what is asked of it."""
     for s in request:
-        yield f"{s.stem}" if by_file else (s.key, s.start, s.end, tuple(s.labels), bool(s.problem))
+        if by_file:
+            root, _, path = s.path.partition("/")
+            yield path, int(root)
+        else:
+            yield (s.name, "", *_without_name(s)[2:]) if s.name else _without_name(s)
+
+
+def _without_name(s: Segment) -> tuple[Any, ...]:
+    return "", s.key, s.start, s.end, tuple(s.labels), bool(s.problem)
 
 
 def _table(
     segments: list[Segment],
     found: Iterator[Found],
-    taken: set[str],
+    keys: Keys,
     classes: ClassList,
     boxes: Boxes | None,
     *,
@@ -273,19 +350,21 @@ def _table(
     rows: list[tuple[Any, ...]] = []  # in the order of PLAN_SCHEMA
     for number, (s, (file, named_start, instead)) in enumerate(zip(segments, found, strict=True)):
         reason = detail = None
+        key = s.key
         if s.problem:
             reason, detail = "bad_segment", s.problem
-        elif s.key in taken:
-            reason = "duplicate"
-            detail = f"line {s.line} asks for the clip again" if s.line else "another file gives the same key"
         else:
-            taken.add(s.key)
+            key, is_first = keys.take(s)
+            if not is_first:
+                reason = "duplicate"
+                detail = f"line {s.line} asks for the clip again" if s.line else _TWINS
         source, root, named_start, why_not, note = _place(file, named_start, instead)
         if reason is None:
             reason, detail = why_not, note
         shard, label_ids = first_shard + number // shard_size, classes.label_ids(s.labels)
-        clip = (s.key, source, s.start, s.end, s.labels, label_ids, shard)
-        rows.append((*clip, s.ytid, root, named_start, reason, detail, None if boxes is None else boxes.of(s)))
+        clip = (key, source, s.start, s.end, s.labels, label_ids, shard)
+        found_boxes = None if boxes is None else boxes.of(s)
+        rows.append((*clip, s.ytid, root, named_start, reason, detail, found_boxes, s.name or None))
         if len(rows) == _BATCH:
             batches.append(_batch(rows))
             rows.clear()
@@ -312,23 +391,19 @@ def _place(
     """Columns source, root, named_start, reason and detail for what `Locate` gave."""
     if file is None:
         return None, None, None, "missing", instead
-    source = _shown(file.path)
+    source = shown_path(file.path)
     if source != file.path:
         return source, file.root, named_start, "unreadable", "the file name is not UTF-8: rename the file"
     return source, file.root, named_start, None, None
 
 
-def _shown(path: str) -> str:
-    """The path as text that every table can hold: bytes that are no UTF-8 as `\\xNN`."""
-    return path if path.isascii() else path.encode(errors="surrogateescape").decode(errors="backslashreplace")
-
-
 def relocate(plan: Plan, numbers: Sequence[int], request: list[Segment], locate: Locate) -> Plan:
     """The plan after looking again, below the raw roots, for the files of failed CSV rows, by row number."""
     columns = plan.table.to_pydict()
-    wanted = {columns["key"][i] for i in numbers}
-    by_key = {s.key: s for s in reversed(request) if s.key in wanted and not s.problem}
-    segments = [by_key[columns["key"][i]] for i in numbers]
+    by_name = {s.name: s for s in reversed(request) if s.name and not s.problem}
+    keys = {columns["key"][i] for i in numbers}
+    by_key = {s.key: s for s in reversed(request) if s.key in keys and not s.problem}
+    segments = [by_name.get(columns["name"][i] or "") or by_key[columns["key"][i]] for i in numbers]
     for i, found in zip(numbers, locate(segments), strict=True):
         for name, value in zip(("source", "root", "named_start", "reason", "detail"), _place(*found), strict=True):
             columns[name][i] = value

@@ -9,6 +9,7 @@ A sample is a run of contiguous tar members `{key}.{member}`:
     {key}.flac        16 kHz mono, 16 bit               (only with --keep-audio)
 """
 
+import hashlib
 import io
 import json
 import re
@@ -75,6 +76,14 @@ def audioset_key(ytid: str, start: float) -> str:
 def file_key(stem: str) -> str:
     """Key of a clip that is known by its file alone: every character outside [A-Za-z0-9_-] becomes `_`."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", stem)
+
+
+def distinct_key(key: str, name: str) -> str:
+    """The key of a clip whose `key` another name has too: `_-3f2a8c5be0d1`, the end from the sha256 of its own name.
+
+    It depends on the name alone, so a name that has such a key has the same one in every dataset.
+    """
+    return f"{key}-{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:12]}"
 
 
 def encode_json(metadata: dict[str, Any]) -> bytes:

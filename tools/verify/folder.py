@@ -126,7 +126,7 @@ def _read_plan(path: Place, found: Findings) -> tuple[pa.Table, dict[str, Any]] 
         found.add(name, str(error))
         return None
     columns = {f.name: f.type for f in table.schema}
-    needed = {f.name: f.type for f in PLAN_SCHEMA if f.name in columns or f.name != "boxes"}
+    needed = {f.name: f.type for f in PLAN_SCHEMA if f.name in columns or f.name not in ("boxes", "name")}
     has_facts = isinstance(facts.get("recipe"), dict) and isinstance(facts.get("classes"), list)
     if columns != needed or not has_facts or not len(table):
         found.add(name, f"is no plan of make-shards: {len(table)} rows of {', '.join(columns)[:200]}")
