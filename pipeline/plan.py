@@ -140,7 +140,7 @@ def check_recipe(plan: Plan, recipe: dict[str, Any], folder: Place) -> None:
             "finish it with that version, or give another --out"
         )
     differences = [
-        f"--{name.replace('_', '-')} was {_short(plan.recipe.get(name))}, now {_short(recipe.get(name))}"
+        f"--{name.replace('_', '-')} was {_short(name, plan.recipe)}, now {_short(name, recipe)}"
         for name in sorted(recipe.keys() | plan.recipe.keys())
         if plan.recipe.get(name) != recipe.get(name)
     ]
@@ -151,7 +151,8 @@ def check_recipe(plan: Plan, recipe: dict[str, Any], folder: Place) -> None:
         )
 
 
-def _short(value: object) -> str:
+def _short(name: str, recipe: dict[str, Any]) -> str:
+    value = recipe.get(name, "stem" if name == "key" else None)
     return value[:12] if isinstance(value, str) else "none" if value is None else str(value)
 
 
@@ -252,11 +253,7 @@ class Keys:
         self._planned: dict[str, str] = {}  # the name behind a key of the plan
         if old is not None:
             self._add_planned(old.table)
-        names: dict[str, str] = {}
-        self._shared: set[str] = set()
-        for s in new:
-            if s.name and names.setdefault(s.key, s.name) != s.name:
-                self._shared.add(s.key)
+        self._shared = sample.shared_keys((s.key, s.name) for s in new if s.name)
 
     def _add_planned(self, table: pa.Table) -> None:
         for batch in table.select(("key", "reason", "name", "ytid", "source")).to_batches(_BATCH):

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,12 @@ def distinct_key(key: str, name: str) -> str:
     It depends on the name alone, so a name that has such a key has the same one in every dataset.
     """
     return f"{key}-{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:12]}"
+
+
+def shared_keys(named: Iterable[tuple[str, str]]) -> set[str]:
+    """The keys, of (key, name) pairs, that several names have."""
+    names: dict[str, str] = {}
+    return {key for key, name in named if names.setdefault(key, name) != name}
 
 
 def encode_json(metadata: dict[str, Any]) -> bytes:

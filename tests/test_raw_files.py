@@ -1,8 +1,10 @@
 """Names of downloads, folders of them, and which file a clip gets."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +81,42 @@ def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     (raw / "loop").symlink_to(raw)
     (raw / "broken.mp4").symlink_to(tmp_path / "gone.mp4")
     assert [path for _, path, _ in listed(raw)] == ["broken.mp4", "file.mp4", "folder/deep/one.mp4"]
+
+
+def test_what_cannot_be_listed_is_named_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.mp4", "lost+found/b.mp4", "ours/c.mp4", "z/d.mp4")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "film.mp4").symlink_to("film.mp4")  # says so itself when it is opened
+    listing = os.scandir
+
+    def scandir(folder: str) -> Any:
+        if folder.endswith(("lost+found", "/z")):
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return listing(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    said: list[str] = []
+    found = [path for _, path, _ in walk([tmp_path], warn=said.append)]
+    assert found == ["a.mp4", "film.mp4", "ours/c.mp4"]
+    assert said == [
+        f"left out below {tmp_path}: {tmp_path}/loop and 2 more, which cannot be listed: "
+        "Too many levels of symbolic links"
+    ]
+
+
+def test_a_failing_disk_ends_the_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the clips of a folder would be planned as missing."""
+    touch(tmp_path, "a/b.mp4")
+    listing = os.scandir
+
+    def scandir(folder: str) -> Any:
+        if folder.endswith("/a"):
+            raise OSError(errno.EIO, "Input/output error", folder)
+        return listing(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"cannot list the raw folder .*/a: Input/output error"):
+        list(listed(tmp_path))
 
 
 def test_unlistable_root(tmp_path: Path) -> None:
