@@ -4,8 +4,10 @@ Tasks of a job array start in the same second and find no plan. One of them gets
 wait for it. Should its machine die, another takes over. Whoever has waited reads what the folder holds.
 """
 
+import functools
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ from pipeline.boxes import Boxes, read_boxes
 from pipeline.classes import ClassList, classes_of_labels, read_classes
 from pipeline.lease import lease
 from pipeline.options import MakeShardsConfig
+from pipeline.pairs import media_files
 from pipeline.plan import (
     Locate,
     Plan,
@@ -29,6 +32,7 @@ from pipeline.plan import (
     relocate,
     segments_locator,
 )
+from pipeline.raw_files import RawFile
 from pipeline.segments import Segment, SegmentTable, read_segments
 from pipeline.shard_queue import failed_rows
 from shards_spec import storage
@@ -104,15 +108,16 @@ def _asked(config: MakeShardsConfig) -> _Asked:
         class_labels=class_labels,
         boxes=boxes,
         key_of=config.key,
+        pairs=config.pairs,
     )
     _begun(config, recipe)  # before the raw folders are listed, which may take long
     locate: Locate
     if table is None:
         request, locate = files_request(
-            config.raw, clip_seconds=config.clip_seconds, limit=config.limit, key_of=config.key, warn=_warn
+            config.raw, _media(config), clip_seconds=config.clip_seconds, limit=config.limit, key_of=config.key
         )
     else:
-        request, locate = table.rows, segments_locator(config.raw, warn=_warn)
+        request, locate = table.rows, _locator(config)
     labels = frozenset() if table is None else table.labels
     return _Asked(
         by_file=table is None,
@@ -123,6 +128,14 @@ def _asked(config: MakeShardsConfig) -> _Asked:
         request=request,
         locate=locate,
     )
+
+
+def _media(config: MakeShardsConfig) -> Iterator[tuple[str, RawFile]]:
+    return media_files(config.raw, pairs=config.pairs, warn=_warn)
+
+
+def _locator(config: MakeShardsConfig) -> Locate:
+    return segments_locator(config.raw, functools.partial(_media, config))
 
 
 def _classes(config: MakeShardsConfig, table: SegmentTable | None) -> tuple[ClassList | None, str]:
@@ -184,7 +197,7 @@ def _look_for_files(config: MakeShardsConfig, plan: Plan, request: list[Segment]
     numbers = failed_rows(config.out, plan)
     if not numbers:
         return plan
-    renewed = relocate(plan, numbers, request, segments_locator(config.raw, warn=_warn))
+    renewed = relocate(plan, numbers, request, _locator(config))
     if not renewed.table.equals(plan.table):
         storage.remove(config.out / DATASET_FILE)
         renewed.write(config.out)

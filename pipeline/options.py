@@ -66,6 +66,8 @@ class MakeShardsConfig:
     segments: Path | None = None
     """CSV of the clips wanted: AudioSet's segments, VGGSound's, or your own with a first line such as
     path,start,end,label. Default: every media file is a clip."""
+    pairs: bool = False
+    """Each clip is a picture and a sound file of the same name, as frames/ID.jpg and audio/ID.wav: Flickr-SoundNet."""
     split: str | None = None
     """Rows of --segments to take, by its column of splits: train, test, or several as train,test."""
     class_labels: Path | None = None
@@ -123,6 +125,10 @@ class MakeShardsConfig:
         for root in () if self.finalize else self.raw:
             if not storage.is_folder(root):
                 raise UserError(f"raw folder {root} is no folder: give the folder that holds the downloads")
+        if self.pairs and self.frames > 1:
+            raise UserError(f"--pairs have one picture each, --frames {self.frames} wants more: leave --frames away")
+        if self.pairs and self.decoder == "decord":
+            raise UserError("--pairs are read with PyAV, decord reads videos: leave --decoder away")
         if self.split is not None and self.segments is None:
             raise UserError("--split takes rows of a CSV: give --segments, or leave --split away")
         if self.boxes is not None and self.frame_fit == "crop":

@@ -21,7 +21,8 @@ import pyarrow as pa
 
 from pipeline.boxes import Boxes
 from pipeline.classes import ClassList
-from pipeline.raw_files import RawFile, RawIndex, shown_path, walk
+from pipeline.pairs import LACKING
+from pipeline.raw_files import RawFile, RawIndex, shown_path
 from pipeline.segments import KeyOf, Segment
 from shards_spec import sample, storage
 from shards_spec.errors import UserError
@@ -32,6 +33,7 @@ Row = dict[str, Any]
 Found = tuple[RawFile | None, float | None, str]  # file, start that its name states, what was found instead
 Locate = Callable[[Sequence[Segment]], Iterator[Found]]
 
+_PLACED = ("source", "root", "named_start", "reason", "detail", "picture")  # columns that `_place` fills
 _NOT_RETRIED = ("bad_segment", "duplicate")
 _TWINS = "another file gives the same key: with --key path, files of different folders have keys of their own"
 _BATCH = 50_000  # rows held as Python's objects at the same time
@@ -81,6 +83,7 @@ def make_recipe(
     class_labels: str,
     boxes: Boxes | None,
     key_of: KeyOf,
+    pairs: bool,
 ) -> dict[str, Any]:
     """Every choice that changes bytes: the options, and the constants of the format."""
     return {
@@ -102,6 +105,7 @@ def make_recipe(
         "arithmetic": _ARITHMETIC,
         **({} if boxes is None else {"boxes": boxes.sha256}),
         **({} if key_of == "stem" else {"key": key_of}),
+        **({"pairs": True} if pairs else {}),
     }
 
 
@@ -157,31 +161,42 @@ def _short(name: str, recipe: dict[str, Any]) -> str:
 
 
 def files_request(
-    roots: Sequence[Place], *, clip_seconds: float, limit: int | None, key_of: KeyOf, warn: Callable[[str], None]
+    roots: Sequence[Place],
+    media: Iterable[tuple[str, RawFile]],
+    *,
+    clip_seconds: float,
+    limit: int | None,
+    key_of: KeyOf,
 ) -> tuple[list[Segment], Locate]:
     """Every media file as a clip of its first `clip_seconds`, by path; and where each of them lies."""
-    files = sorted((path, root, stem) for root, path, stem in walk(roots, warn=warn))[:limit]
+    files = sorted(media, key=lambda found: (found[1].path, found[1].root))[:limit]
     if not files:
         raise UserError(f"no media file below {_list(roots)}: give the folder that holds the downloads")
     request, place = [], {}
-    for path, root, stem in files:
-        base = stem if key_of == "stem" else os.path.splitext(path)[0]  # noqa: PTH122
-        where = f"{root}/{shown_path(path)}"
+    for stem, file in files:
+        base = stem if key_of == "stem" else os.path.splitext(file.path)[0]  # noqa: PTH122
+        where = f"{file.root}/{shown_path(file.path)}"
         key, name = sample.file_key(base), shown_path(base)
-        request.append(Segment(key, None, stem, 0.0, clip_seconds, (), 0, "", name, where, True))
-        place[where] = RawFile(root, path, ())
-    return request, lambda segments: ((place[segment.path], 0.0, "") for segment in segments)
+        request.append(Segment(key, None, stem, 0.0, clip_seconds, (), 0, "", name, where))
+        place[where] = file
+
+    def locate(segments: Sequence[Segment]) -> Iterator[Found]:
+        for segment in segments:
+            file = place[segment.path]
+            yield file, 0.0 if file.picture is None else None, ""  # of a pair's sound, the middle is taken
+
+    return request, locate
 
 
-def segments_locator(roots: Sequence[Place], *, warn: Callable[[str], None]) -> Locate:
-    """Finds the files of CSV rows. The roots are listed when it is called."""
+def segments_locator(roots: Sequence[Place], media: Callable[[], Iterable[tuple[str, RawFile]]]) -> Locate:
+    """Finds the files of CSV rows. The roots are listed, by `media`, when it is called."""
 
     def locate(segments: Sequence[Segment]) -> Iterator[Found]:
         index = RawIndex(
             roots,
+            media(),
             ytids=(s.ytid for s in segments if s.ytid is not None),
             stems=(s.stem for s in segments if s.stem is not None),
-            warn=warn,
         )
         for s in segments:
             if s.start is None:
@@ -355,13 +370,13 @@ def _table(
             if not is_first:
                 reason = "duplicate"
                 detail = f"line {s.line} asks for the clip again" if s.line else _TWINS
-        source, root, named_start, why_not, note = _place(file, named_start, instead)
+        source, root, named_start, why_not, note, picture = _place(file, named_start, instead)
         if reason is None:
             reason, detail = why_not, note
         shard, label_ids = first_shard + number // shard_size, classes.label_ids(s.labels)
         clip = (key, source, s.start, s.end, s.labels, label_ids, shard)
         found_boxes = None if boxes is None else boxes.of(s)
-        rows.append((*clip, s.ytid, root, named_start, reason, detail, found_boxes, s.name or None))
+        rows.append((*clip, s.ytid, root, named_start, reason, detail, found_boxes, s.name or None, picture))
         if len(rows) == _BATCH:
             batches.append(_batch(rows))
             rows.clear()
@@ -384,14 +399,15 @@ def _array(values: tuple[Any, ...], kind: pa.DataType) -> pa.Array:
 
 def _place(
     file: RawFile | None, named_start: float | None, instead: str
-) -> tuple[str | None, int | None, float | None, str | None, str | None]:
-    """Columns source, root, named_start, reason and detail for what `Locate` gave."""
+) -> tuple[str | None, int | None, float | None, str | None, str | None, str | None]:
+    """Columns source, root, named_start, reason, detail and picture for what `Locate` gave."""
     if file is None:
-        return None, None, None, "missing", instead
-    source = shown_path(file.path)
-    if source != file.path:
-        return source, file.root, named_start, "unreadable", "the file name is not UTF-8: rename the file"
-    return source, file.root, named_start, None, None
+        return None, None, None, "missing", instead, None
+    source, picture = shown_path(file.path), None if file.picture is None else shown_path(file.picture)
+    reason, detail = file.lacks, None if file.lacks is None else LACKING[file.lacks]
+    if (source, picture) != (file.path, file.picture):
+        reason, detail = "unreadable", "the file name is not UTF-8: rename the file"
+    return source, file.root, named_start, reason, detail, picture
 
 
 def relocate(plan: Plan, numbers: Sequence[int], request: list[Segment], locate: Locate) -> Plan:
@@ -402,7 +418,7 @@ def relocate(plan: Plan, numbers: Sequence[int], request: list[Segment], locate:
     by_key = {s.key: s for s in reversed(request) if s.key in keys and not s.problem}
     segments = [by_name.get(columns["name"][i] or "") or by_key[columns["key"][i]] for i in numbers]
     for i, found in zip(numbers, locate(segments), strict=True):
-        for name, value in zip(("source", "root", "named_start", "reason", "detail"), _place(*found), strict=True):
+        for name, value in zip(_PLACED, _place(*found), strict=True):
             columns[name][i] = value
     table = pa.Table.from_pydict(columns, schema=PLAN_SCHEMA)
     return Plan(table=table, recipe=plan.recipe, classes=plan.classes, versions=plan.versions)

@@ -41,11 +41,16 @@ class ParsedName(NamedTuple):
 
 
 class RawFile(NamedTuple):
-    """A media file: below which raw root (its index), at which relative path, and what its name says."""
+    """A media file: below which raw root (its index), at which relative path, and what its name says.
+
+    With --pairs it is a sound, `picture` lies below the same root, and `lacks` is the reason of what is no pair.
+    """
 
     root: int
     path: str
     starts: tuple[float, ...]
+    picture: str | None = None
+    lacks: str | None = None
 
     @property
     def is_audio(self) -> bool:
@@ -98,11 +103,17 @@ def walk(roots: Sequence[Place], *, warn: Callable[[str], None]) -> Iterator[tup
         UserError: a root cannot be listed, or the disk fails.
         OSError: a remote root cannot be listed.
     """
+    for index, prefix, names in listed_folders(roots, warn=warn):
+        for name, stem in _media(names):
+            yield index, prefix + name, stem
+
+
+def listed_folders(roots: Sequence[Place], *, warn: Callable[[str], None]) -> Iterator[tuple[int, str, list[str]]]:
+    """(root index, prefix of relative paths, names of files) of every folder, in the order of `walk`; raises as it."""
     for index, root in enumerate(roots):
         closed: list[OSError] = []
         for prefix, names in _local_folders(root, closed) if isinstance(root, Path) else _remote_folders(root):
-            for name, stem in _media(names):
-                yield index, prefix + name, stem
+            yield index, prefix, names
         if closed:
             first, more = closed[0], f" and {len(closed) - 1:,} more" if len(closed) > 1 else ""
             warn(f"left out below {root}: {shown_path(first.filename)}{more}, which cannot be listed: {first.strerror}")
@@ -173,24 +184,29 @@ class RawIndex:
     """Finds the file of a clip among those below the raw roots."""
 
     def __init__(
-        self, roots: Sequence[Place], *, ytids: Iterable[str], stems: Iterable[str], warn: Callable[[str], None]
+        self,
+        roots: Sequence[Place],
+        files: Iterable[tuple[str, RawFile]],
+        *,
+        ytids: Iterable[str],
+        stems: Iterable[str],
     ) -> None:
-        """Lists the roots (`walk`). Only files of the wanted ids, and of the wanted stems, are remembered."""
+        """Of `files`, stem and file each, only those of the wanted ids and stems are remembered."""
         self.files = 0
         self._roots = roots
         # Tables of all that is wanted: their keys are the strings that are there already, not one more of each.
         self._by_ytid: dict[str, tuple[RawFile, ...]] = dict.fromkeys(ytids, ())
         self._by_stem: dict[str, tuple[RawFile, ...]] = dict.fromkeys(stems, ())
-        for root, path, stem in walk(roots, warn=warn):
+        for stem, file in files:
             self.files += 1
             parsed = parse_name(stem)
             if parsed is not None:
                 known = self._by_ytid.get(parsed.ytid)
                 if known is not None:
-                    self._by_ytid[parsed.ytid] = (*known, RawFile(root, path, parsed.starts))
+                    self._by_ytid[parsed.ytid] = (*known, file._replace(starts=parsed.starts))
             known = self._by_stem.get(stem)
             if known is not None:
-                self._by_stem[stem] = (*known, RawFile(root, path, ()))
+                self._by_stem[stem] = (*known, file)
 
     def find(self, *, ytid: str, start: float) -> tuple[RawFile | None, float | None, str]:
         """The file for a clip of a video, the start that its name states, and, where there is none, what was found.
@@ -214,7 +230,15 @@ class RawIndex:
             others = ", ".join(repr(file.path) for file in candidates[:3])
             return None, None, f"only files of other segments: {others}" if others else ""
         if len(ranked) > 1:
-            ranked.sort(key=lambda pair: (pair[1].is_audio, self._is_empty(pair[1]), pair[0], *pair[1][:2]))
+            ranked.sort(
+                key=lambda pair: (
+                    pair[1].lacks is not None,
+                    pair[1].is_audio,
+                    self._is_empty(pair[1]),
+                    pair[0],
+                    *pair[1][:2],
+                )
+            )
         _, chosen = ranked[0]
         return chosen, start if chosen.starts else None, ""
 
@@ -235,7 +259,7 @@ class RawIndex:
             while agree < min(len(parts) - 1, len(folders)) and parts[-2 - agree] == folders[-1 - agree]:
                 agree += 1
             if agree == len(parts) - 1 or (is_absolute and agree >= len(below)):
-                rank = (-agree, below[-1] != parts[-1], file.is_audio, self._is_empty(file))
+                rank = (-agree, below[-1] != parts[-1], *self._flaws(file))
                 ranked.append((rank, file))
         if not ranked:
             others = ", ".join(repr(file.path) for file in self._by_stem.get(stem, ())[:3])
@@ -244,6 +268,10 @@ class RawIndex:
         files = sorted(file for rank, file in ranked if rank == best)
         places = {os.path.dirname(file.path) for file in files}  # noqa: PTH120
         return files if len(places) > 1 else files[:1], ""
+
+    def _flaws(self, file: RawFile) -> tuple[bool, ...]:
+        """What another file for the same clip is taken for: no pair, sound without video, nothing in it."""
+        return file.lacks is not None, file.is_audio, self._is_empty(file)
 
     def _is_empty(self, file: RawFile) -> bool:
         try:

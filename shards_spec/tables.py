@@ -51,6 +51,7 @@ PLAN_SCHEMA = pa.schema(
         pa.field("detail", pa.string()),
         pa.field("boxes", pa.list_(pa.list_(pa.float64()))),  # normalised x0, y0, x1, y1; null where none are given
         pa.field("name", pa.string()),  # what the key of a clip that is known by its file is made of, else null
+        pa.field("picture", pa.string()),  # with --pairs: below the same root as `source`, the sound; else null
     ]
 )
 

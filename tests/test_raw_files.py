@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.pairs import media_files
 from pipeline.raw_files import RawIndex, parse_name, walk
 from shards_spec.errors import UserError
 
@@ -50,6 +51,11 @@ def listed(*roots: Path) -> Iterator[tuple[int, str, str]]:
     return walk(roots, warn=pytest.fail)
 
 
+def indexed(roots: list[Path], *, ytids: set[str] | None = None, stems: set[str] | None = None) -> RawIndex:
+    files = media_files(roots, pairs=False, warn=pytest.fail)
+    return RawIndex(roots, files, ytids=ytids or set(), stems=stems or set())
+
+
 def touch(root: Path, *names: str, content: bytes = b"x") -> None:
     for name in names:
         path = root / name
@@ -58,7 +64,7 @@ def touch(root: Path, *names: str, content: bytes = b"x") -> None:
 
 
 def find(roots: list[Path], ytid: str, start: float) -> tuple[str | None, float | None, str]:
-    index = RawIndex(roots, ytids={ytid}, stems=set(), warn=pytest.fail)
+    index = indexed(roots, ytids={ytid})
     file, named_start, instead = index.find(ytid=ytid, start=start)
     return (None if file is None else f"{file.root}:{file.path}"), named_start, instead
 
@@ -160,13 +166,13 @@ def test_of_several_files(tmp_path: Path) -> None:
 def named(roots: list[Path], path: str) -> list[str]:
     """The files that a path of a CSV may mean."""
     stem = path.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
-    index = RawIndex(roots, ytids=set(), stems={stem}, warn=pytest.fail)
+    index = indexed(roots, stems={stem})
     return [f"{file.root}:{file.path}" for file in index.find_named(path, stem)[0]]
 
 
 def test_files_found_by_name(tmp_path: Path) -> None:
     touch(tmp_path, "a/my video (1).mp4", "passwd.mp4")
-    index = RawIndex([tmp_path], ytids=set(), stems={"my video (1)"}, warn=pytest.fail)
+    index = indexed([tmp_path], stems={"my video (1)"})
     assert [file.path for file in index.find_named("my video (1).mp4", "my video (1)")[0]] == ["a/my video (1).mp4"]
     assert index.find_named("passwd.mp4", "passwd") == ([], "")  # nothing but what was asked for is remembered
     assert index.files == 2
