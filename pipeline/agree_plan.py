@@ -23,7 +23,6 @@ from pipeline.plan import (
     Locate,
     Plan,
     check_recipe,
-    class_list_hash,
     files_request,
     make_recipe,
     new_rows,
@@ -91,7 +90,7 @@ def _asked(config: MakeShardsConfig) -> _Asked:
         )
         for warning in table.warnings:
             _warn(warning)
-    classes, class_labels = _classes(config, table)
+    classes = _classes(config, table)
     boxes = None
     if config.boxes is not None:
         boxes = read_boxes(config.boxes)
@@ -105,7 +104,7 @@ def _asked(config: MakeShardsConfig) -> _Asked:
         keep_audio=config.keep_audio,
         decoder=config.decoder,
         clip_seconds=config.clip_seconds,
-        class_labels=class_labels,
+        classes=None if classes is None else classes.classes,
         boxes=boxes,
         key_of=config.key,
         pairs=config.pairs,
@@ -138,20 +137,19 @@ def _locator(config: MakeShardsConfig) -> Locate:
     return segments_locator(config.raw, functools.partial(_media, config))
 
 
-def _classes(config: MakeShardsConfig, table: SegmentTable | None) -> tuple[ClassList | None, str]:
-    """The class list, None where the CSV's labels are it, and what the recipe says of it.
+def _classes(config: MakeShardsConfig, table: SegmentTable | None) -> ClassList | None:
+    """The class list; None where the CSV's labels are it.
 
     A dataset that was begun without one stays without: indices must not come into half of it.
     """
     if config.class_labels is not None:
-        given = read_classes(config.class_labels)
-        return given, class_list_hash(given.classes)
+        return read_classes(config.class_labels)
     if table is None or not table.labels:
-        return ClassList([]), "none"
+        return ClassList([])
     plan = read_plan(config.out)
     if plan is not None and plan.recipe.get("class_labels") == "none":
-        return ClassList([]), "none"
-    return None, "segments"
+        return ClassList([])
+    return None
 
 
 def _look(config: MakeShardsConfig, asked: _Asked) -> tuple[Plan | None, list[Segment]]:

@@ -80,15 +80,19 @@ def make_recipe(
     keep_audio: bool,
     decoder: str,
     clip_seconds: float,
-    class_labels: str,
+    classes: list[dict[str, Any]] | None,
     boxes: Boxes | None,
-    key_of: KeyOf,
-    pairs: bool,
+    key_of: KeyOf = "stem",
+    pairs: bool = False,
 ) -> dict[str, Any]:
-    """Every choice that changes bytes: the options, and the constants of the format."""
+    """Every choice that changes bytes: the options, and the constants of the format.
+
+    Args:
+        classes: of the class list that is given; None: the labels are the classes, and more may come.
+    """
     return {
         "segments": "none" if by_file else "CSV",
-        "class_labels": class_labels,
+        "class_labels": "segments" if classes is None else _sha256(classes) if classes else "none",
         "shard_size": shard_size,
         "frame_fit": frame_fit,
         "frames": frames,
@@ -109,8 +113,7 @@ def make_recipe(
     }
 
 
-def class_list_hash(classes: list[dict[str, Any]]) -> str:
-    """What a recipe says of a class list that is given."""
+def _sha256(classes: list[dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(classes, sort_keys=True).encode()).hexdigest()
 
 
