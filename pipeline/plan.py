@@ -372,7 +372,7 @@ def _table(
             key, is_first = keys.take(s)
             if not is_first:
                 reason = "duplicate"
-                detail = f"line {s.line} asks for the clip again" if s.line else _TWINS
+                detail = _taken(s)
         source, root, named_start, why_not, note, picture = _place(file, named_start, instead)
         if reason is None:
             reason, detail = why_not, note
@@ -384,6 +384,13 @@ def _table(
             batches.append(_batch(rows))
             rows.clear()
     return pa.Table.from_batches([*batches, _batch(rows)], PLAN_SCHEMA)
+
+
+def _taken(s: Segment) -> str:
+    if not s.line:
+        return _TWINS
+    other = ", or for a file of another folder, to which --key path gives a key of its own" if "/" in s.path else ""
+    return f"line {s.line} asks for the clip again{other}"
 
 
 def _batch(rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
