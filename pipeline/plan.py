@@ -13,7 +13,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import pyarrow as pa
 
 from pipeline.boxes import Boxes
 from pipeline.classes import ClassList
+from pipeline.keys import Keys
 from pipeline.pairs import LACKING
 from pipeline.raw_files import RawFile, RawIndex, shown_path
 from pipeline.segments import KeyOf, Segment
@@ -34,7 +34,6 @@ Found = tuple[RawFile | None, float | None, str]  # file, start that its name st
 Locate = Callable[[Sequence[Segment]], Iterator[Found]]
 
 _PLACED = ("source", "root", "named_start", "reason", "detail", "picture")  # columns that `_place` fills
-_NOT_RETRIED = ("bad_segment", "duplicate")
 _TWINS = "another file gives the same key: with --key path, files of different folders have keys of their own"
 _BATCH = 50_000  # rows held as Python's objects at the same time
 _ARITHMETIC = 2  # counts the changes of this program that changed bits of samples (2: fbank and resampler in numpy)
@@ -244,7 +243,7 @@ def plan_request(
         UserError: no clip has a file.
     """
     first_shard = 0 if old is None else old.shards
-    keys = Keys(old, new)
+    keys = Keys(None if old is None else old.table, new)
     table = _table(new, locate(new), keys, classes, boxes, first_shard=first_shard, shard_size=shard_size)
     if old is None and table["root"].null_count == len(table):
         raise UserError(
@@ -257,42 +256,6 @@ def plan_request(
 def _example(segments: Iterable[Segment]) -> str:
     segment = next(s for s in segments if not s.problem)
     return segment.path or f"{segment.ytid}.mp4 or {segment.ytid}_{segment.start}.mp4"
-
-
-class Keys:
-    """Which clip gets which key.
-
-    A clip that is known by its file has the key that `file_key` makes of its name. Where several names have the same,
-    each name that is not its own key has a `distinct_key`; those of the plan keep theirs.
-    """
-
-    def __init__(self, old: Plan | None, new: Iterable[Segment]) -> None:
-        self._taken: set[str] = set()
-        self._planned: dict[str, str] = {}  # the name behind a key of the plan
-        if old is not None:
-            self._add_planned(old.table)
-        self._shared = sample.shared_keys((s.key, s.name) for s in new if s.name)
-
-    def _add_planned(self, table: pa.Table) -> None:
-        for batch in table.select(("key", "reason", "name", "ytid", "source")).to_batches(_BATCH):
-            for key, reason, name, ytid, source in zip(*(c.to_pylist() for c in batch.columns), strict=True):
-                if reason in _NOT_RETRIED:
-                    continue
-                self._taken.add(key)
-                if name is None and ytid is None and source is not None:  # plans from before they had names
-                    name = PurePosixPath(source).stem
-                if name is not None:
-                    self._planned[key] = name
-
-    def take(self, segment: Segment) -> tuple[str, bool]:
-        """The clip's key, and whether it is the first that has it."""
-        key, name = segment.key, segment.name
-        is_anothers = self._planned.get(key, name) != name
-        if name and (is_anothers or (key in self._shared and name != key)):
-            key = sample.distinct_key(key, name)
-        is_first = key not in self._taken
-        self._taken.add(key)
-        return key, is_first
 
 
 def new_rows(old: Plan | None, request: list[Segment], *, by_file: bool) -> list[Segment]:
