@@ -16,7 +16,9 @@ from shards_spec.sample import FBANK_MELS
 from shards_spec.storage import Place
 from shards_spec.tables import REASONS, read_tables, shard_stem
 
-NOT_PRESENT = ("missing", "bad_segment", "duplicate")  # reasons of clips for which there was nothing to decode
+NOT_PRESENT = ("missing",)  # reasons of clips that are not there to be made: videos vanish, and nobody can mend that
+_OF_ROWS = ("bad_segment", "duplicate")  # reasons that lie in the request
+_CLIPS, _MEND = "clips that have a file", "mend them and add --retry-failed"
 _EXAMPLES = 3  # clips named for each reason
 _LIBRARIES = ("av", "decord", "numpy", "pillow", "pyarrow")
 
@@ -52,8 +54,21 @@ class Account:
 
     @property
     def failed_present(self) -> int:
-        """Clips that gave none although there was a file."""
+        """Clips that gave none although there was a file or a row for them: all that somebody could mend."""
         return sum(count for reason, count in self.failures.items() if reason not in NOT_PRESENT)
+
+    def too_many_failed(self, accepted: float) -> str | None:
+        """What to say where a larger share than `accepted` of what is there gave no sample, else None."""
+        present = self.samples + self.failed_present
+        if self.failed_present <= accepted * present:
+            return None
+        rows = any(self.failures.get(reason) for reason in _OF_ROWS)
+        kind = "clips that have a file, or a row that is damaged or asks for a key again," if rows else _CLIPS
+        mend = "mend files and add --retry-failed, mend rows and give another --out" if rows else _MEND
+        return (
+            f"{self.failed_present:,} of {present:,} {kind} failed, more than --max-failed {accepted:g}: "
+            f"{mend}, or accept them with --max-failed {math.ceil(100 * self.failed_present / present) / 100:g}"
+        )
 
     @property
     def fingerprint(self) -> str:

@@ -4,8 +4,10 @@ Tasks of a job array start in the same second and find no plan. One of them gets
 wait for it. Should its machine die, another takes over. Whoever has waited reads what the folder holds.
 """
 
+import functools
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +16,10 @@ import pyarrow.compute as pc
 from pipeline.account import library_versions
 from pipeline.annotations import reannotated, says_the_same
 from pipeline.boxes import Boxes, read_boxes
+from pipeline.classes import ClassList, classes_of_labels, read_classes
 from pipeline.lease import lease
 from pipeline.options import MakeShardsConfig
+from pipeline.pairs import media_files
 from pipeline.plan import (
     Locate,
     Plan,
@@ -28,7 +32,8 @@ from pipeline.plan import (
     relocate,
     segments_locator,
 )
-from pipeline.segments import ClassList, Segment, read_classes, read_segments
+from pipeline.raw_files import RawFile
+from pipeline.segments import Segment, SegmentTable, read_segments
 from pipeline.shard_queue import failed_rows
 from shards_spec import storage
 from shards_spec.dataset import DATASET_FILE
@@ -43,7 +48,8 @@ class _Asked:
     """What the command asks for."""
 
     by_file: bool
-    classes: ClassList
+    classes: ClassList | None  # None: those that the labels are
+    labels: frozenset[str]
     boxes: Boxes | None
     recipe: dict[str, Any]
     request: list[Segment]
@@ -74,36 +80,79 @@ def agreed_plan(config: MakeShardsConfig) -> Plan:
 
 
 def _asked(config: MakeShardsConfig) -> _Asked:
-    classes = ClassList([]) if config.class_labels is None else read_classes(config.class_labels)
+    table = None
+    if config.segments is not None:
+        table = read_segments(
+            config.segments,
+            clip_seconds=config.clip_seconds,
+            limit=config.limit,
+            split=config.split,
+            key_of=config.key,
+        )
+        for warning in table.warnings:
+            _warn(warning)
+    classes = _classes(config, table)
     boxes = None
     if config.boxes is not None:
         boxes = read_boxes(config.boxes)
         for warning in boxes.warnings():
             _warn(f"{config.boxes}: {warning}")
-    by_file = config.segments is None
     recipe = make_recipe(
-        by_file=by_file,
+        by_file=table is None,
         shard_size=config.shard_size,
         frame_fit=config.frame_fit,
         frames=config.frames,
         keep_audio=config.keep_audio,
         decoder=config.decoder,
         clip_seconds=config.clip_seconds,
-        classes=classes.classes,
+        classes=None if classes is None else classes.classes,
         boxes=boxes,
+        key_of=config.key,
+        pairs=config.pairs,
         min_seconds=config.min_seconds,
         skip_silent=config.skip_silent,
     )
     _begun(config, recipe)  # before the raw folders are listed, which may take long
     locate: Locate
-    if config.segments is None:
-        request, locate = files_request(config.raw, clip_seconds=config.clip_seconds, limit=config.limit)
+    if table is None:
+        request, locate = files_request(
+            config.raw, _media(config), clip_seconds=config.clip_seconds, limit=config.limit, key_of=config.key
+        )
     else:
-        request, warnings = read_segments(config.segments, clip_seconds=config.clip_seconds, limit=config.limit)
-        locate = segments_locator(config.raw)
-        for warning in warnings:
-            _warn(warning)
-    return _Asked(by_file=by_file, classes=classes, boxes=boxes, recipe=recipe, request=request, locate=locate)
+        request, locate = table.rows, _locator(config)
+    labels = frozenset() if table is None else table.labels
+    return _Asked(
+        by_file=table is None,
+        classes=classes,
+        labels=labels,
+        boxes=boxes,
+        recipe=recipe,
+        request=request,
+        locate=locate,
+    )
+
+
+def _media(config: MakeShardsConfig) -> Iterator[tuple[str, RawFile]]:
+    return media_files(config.raw, pairs=config.pairs, warn=_warn)
+
+
+def _locator(config: MakeShardsConfig) -> Locate:
+    return segments_locator(config.raw, functools.partial(_media, config))
+
+
+def _classes(config: MakeShardsConfig, table: SegmentTable | None) -> ClassList | None:
+    """The class list; None where the CSV's labels are it.
+
+    A dataset that was begun without one stays without: indices must not come into half of it.
+    """
+    if config.class_labels is not None:
+        return read_classes(config.class_labels)
+    if table is None or not table.labels:
+        return ClassList([])
+    plan = read_plan(config.out)
+    if plan is not None and plan.recipe.get("class_labels") == "none":
+        return ClassList([])
+    return None
 
 
 def _look(config: MakeShardsConfig, asked: _Asked) -> tuple[Plan | None, list[Segment], list[Segment]]:
@@ -129,14 +178,18 @@ def _made(config: MakeShardsConfig, asked: _Asked) -> Plan:
     """The plan, made or extended and written, unless another one has done that just now."""
     old, kept, new = _look(config, asked)
     classes, boxes = asked.classes, asked.boxes
-    if old is not None and not _says_the_same(old, kept, asked):
+    says_the_same = old is not None and _says_the_same(old, kept, asked)
+    if old is not None and says_the_same and not new:
+        return old
+    if classes is None:
+        classes = classes_of_labels(asked.labels, old.classes if old is not None and says_the_same else [])
+        _say(f"{len(classes.classes):,} classes: the labels of {config.segments}, in alphabetical order")
+    if old is not None and not says_the_same:
         table, changed = reannotated(old.table, kept, classes, boxes)
         old = replace(old, table=table)
-        told = f"labels, class indices or boxes of {changed:,} of {len(table):,} planned clips are new"
         if changed:
-            print(f"make-shards: {told}: their JSON is written again, nothing is decoded", file=sys.stderr, flush=True)
-    elif old is not None and not new:
-        return old
+            told = f"labels, class indices or boxes of {changed:,} of {len(table):,} planned clips are new"
+            _say(f"{told}: their JSON is written again, nothing is decoded")
     table = plan_request(old, new, asked.locate, shard_size=config.shard_size, classes=classes, boxes=boxes)
     if classes.unknown:
         named = ", ".join(repr(label) for label, _ in classes.unknown.most_common(3))
@@ -144,8 +197,7 @@ def _made(config: MakeShardsConfig, asked: _Asked) -> Plan:
         _warn(f"labels that are not in {config.class_labels} get no index: {count:,}, as {named}")
     if boxes is not None:
         boxed = len(table) - table["boxes"].null_count
-        told = f"{boxed:,} of {len(table):,} planned clips have boxes ({config.boxes}: {len(boxes.clips):,} clips)"
-        print(f"make-shards: {told}", file=sys.stderr, flush=True)
+        _say(f"{boxed:,} of {len(table):,} planned clips have boxes ({config.boxes}: {len(boxes.clips):,} clips)")
     versions = library_versions() if old is None else old.versions
     plan = Plan(table=table, recipe=asked.recipe, classes=classes.classes, versions=versions)
     storage.remove(config.out / DATASET_FILE)
@@ -158,7 +210,7 @@ def _look_for_files(config: MakeShardsConfig, plan: Plan, request: list[Segment]
     numbers = failed_rows(config.out, plan)
     if not numbers:
         return plan
-    renewed = relocate(plan, numbers, request, segments_locator(config.raw))
+    renewed = relocate(plan, numbers, request, _locator(config))
     if not renewed.table.equals(plan.table):
         storage.remove(config.out / DATASET_FILE)
         renewed.write(config.out)
@@ -166,4 +218,8 @@ def _look_for_files(config: MakeShardsConfig, plan: Plan, request: list[Segment]
 
 
 def _warn(message: str) -> None:
-    print(f"make-shards: warning: {message}", file=sys.stderr, flush=True)
+    _say(f"warning: {message}")
+
+
+def _say(message: str) -> None:
+    print(f"make-shards: {message}", file=sys.stderr, flush=True)

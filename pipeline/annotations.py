@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.boxes import Boxes
-from pipeline.segments import ClassList, Segment
+from pipeline.classes import ClassList
+from pipeline.segments import Segment
 from shards_spec.sample import encode_json
 from shards_spec.tables import PLAN_SCHEMA
 

@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.raw_files import parse_name
 from pipeline.segments import Segment
 from shards_spec.errors import UserError
-from shards_spec.sample import file_key
+from shards_spec.sample import file_key, shared_keys
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 Annotated = Iterator[tuple[str, list[Any]]]  # name of a clip, its boxes as they are published, normalised
@@ -50,9 +50,12 @@ class Boxes:
             for values in published:
                 self._add(name, values)
         self._find: dict[Hashable, list[Box]] = {}
+        shared = shared_keys((file_key(name), name) for name in self.clips)
         for name, boxes in self.clips.items():
             parsed = parse_name(name)
-            self._find[file_key(name)] = boxes
+            self._find["name", name] = boxes
+            if file_key(name) not in shared:
+                self._find[file_key(name)] = boxes
             if parsed is not None and parsed.starts:
                 self._find[parsed.ytid, round(parsed.starts[0] * 1000)] = boxes
 
@@ -81,9 +84,14 @@ class Boxes:
             return None
         if segment.ytid is not None:
             return self._find.get((segment.ytid, round(segment.start * 1000))) or self._find.get(segment.ytid)
-        parsed = parse_name(segment.key)
+        name = segment.stem or segment.key
+        parsed = parse_name(file_key(name))
         starts = () if parsed is None else parsed.starts
-        places = [segment.key, *((parsed.ytid, round(start * 1000)) for start in starts if parsed is not None)]
+        places: list[Hashable] = [
+            ("name", name),
+            file_key(name),
+            *((parsed.ytid, round(start * 1000)) for start in starts if parsed is not None),
+        ]
         return next((self._find[place] for place in places if place in self._find), None)
 
     def warnings(self) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import decode_decord, decode_pyav
+from pipeline import decode_decord, decode_pair, decode_pyav
 from pipeline.audio import place
 from pipeline.clip_error import ClipError
 from pipeline.frame import FrameFit
@@ -55,6 +55,7 @@ def decode_clip(
     decoder: Decoder,
     frame_fit: FrameFit,
     frames: int = 1,
+    picture: Path | None = None,
 ) -> DecodedClip:
     """Decodes one segment of a file.
 
@@ -66,6 +67,7 @@ def decode_clip(
         decoder: "pyav" or "decord"; "auto" takes PyAV, the faster one, and decord where PyAV cannot.
         frame_fit: "resize" squashes, "crop" takes the centre; see `frame.scaled_size`.
         frames: more than 1 takes as many evenly spaced frames beside the middle one, at the middles of equal parts.
+        picture: the frame, where `path` is a sound alone (`decode_pair`).
 
     Raises:
         ClipError: the file gives no sample; `.reason` says why. A decoder may also hang or end its process on
@@ -74,6 +76,8 @@ def decode_clip(
     if frames < 1:
         raise ValueError(f"frames must be at least 1, got {frames}")
     request = ClipRequest(start=start, end=end, named_start=named_start, frames=frames)
+    if picture is not None:
+        return _clip(decode_pair.decode(path, picture, request=request, frame_fit=frame_fit), "pyav")
     if decoder != "auto":
         module = {"pyav": decode_pyav, "decord": decode_decord}[decoder]
         return _clip(module.decode(path, request=request, frame_fit=frame_fit), decoder)

@@ -109,7 +109,7 @@ class _Reading:
         self._start = start_of(container)
         self._has_sought = False
         self.end = math.inf  # of the file, where it was read to its end
-        self._sound = _Sound(self._streams.audio, self._start, segment)
+        self._sound = Sound(self._streams.audio, self._start, segment)
         self._frames = _FramePicker(self._streams.video, self._start, segment.targets, from_start=is_careful)
 
     def run(self) -> None:
@@ -287,7 +287,7 @@ class _FramePicker:
         return max((time for time in self._announced if time <= wanted), default=None)
 
 
-class _Sound:
+class Sound:
     """Decodes the audio packets of a segment to mono."""
 
     def __init__(self, stream: av.AudioStream, start: float, segment: Segment) -> None:

@@ -67,6 +67,8 @@ class SampleOptions:
 def make_sample(path: Path, row: dict[str, Any], *, options: SampleOptions) -> Encoded:
     """Decodes and encodes the planned clip `row` (a row of plan.parquet) from the file `path`.
 
+    With --pairs that is a sound, and `row["picture_file"]` is where its picture is.
+
     Computes with one BLAS thread: with more, the last bits of resampler and fbank depend on their number.
 
     Raises:
@@ -80,15 +82,18 @@ def make_sample(path: Path, row: dict[str, Any], *, options: SampleOptions) -> E
             raise ClipError("empty_file", "the file has 0 bytes")
     except FileNotFoundError:
         raise ClipError("missing", "the file is gone since the plan was made") from None
+    picture = row.get("picture_file")
+    is_own = picture is not None and row["ytid"] is None and row["named_start"] is None
     with _blas().limit(limits=1):
         clip = decode_clip(
             path,
-            start=row["start"],
+            start=None if is_own else row["start"],
             end=row["end"],
             named_start=row["named_start"],
             decoder=options.decoder,
             frame_fit=options.frame_fit,
             frames=options.frames,
+            picture=picture,
         )
         return encode_sample(row, clip, options=options)
 
@@ -125,6 +130,8 @@ def encode_sample(row: dict[str, Any], clip: "DecodedClip", *, options: SampleOp
         "decoder": clip.decoder,
     }
     payloads = {FRAME_MEMBER: encode_jpeg(clip.frame), FBANK_MEMBER: fbank_member}
+    if row.get("picture"):
+        metadata["picture"] = row["picture"]
     if options.frames > 1:
         metadata["extra_frame_times"] = list(clip.extra_frame_times)
         payloads |= {extra_frame_member(i): encode_jpeg(frame) for i, frame in enumerate(clip.extra_frames)}

@@ -9,7 +9,6 @@ clips failed or the disk gave out, 2 a mistake in the command, 128 + signal stop
 import contextlib
 import functools
 import gc
-import math
 import os
 import shlex
 import signal
@@ -146,13 +145,8 @@ def _finish(config: MakeShardsConfig, plan: Plan) -> int:
     if not account.samples:
         _say(f"error: no clip gave a sample, {config.out} is no dataset: see the reasons above")
         return 1
-    present = account.samples + account.failed_present
-    if account.failed_present > config.max_failed * present:
-        share = math.ceil(100 * account.failed_present / present) / 100
-        _say(
-            f"error: {account.failed_present:,} of {present:,} clips that have a file failed, more than --max-failed "
-            f"{config.max_failed:g}: mend them and add --retry-failed, or accept them with --max-failed {share:g}"
-        )
+    if too_many := account.too_many_failed(config.max_failed):
+        _say(f"error: {too_many}")
         return 1
     if not is_written(config.out, account):
         write_account(config.out, plan, account)

@@ -12,6 +12,7 @@ import tyro
 from pipeline.array_task import WHOLE, Share, slurm_share
 from pipeline.encode_sample import SampleOptions
 from pipeline.memory_limit import shown
+from pipeline.segments import KeyOf
 from shards_spec import storage
 from shards_spec.errors import UserError
 from shards_spec.sample import CLIP_SECONDS, FBANK_FRAMES, FBANK_SHIFT_MS
@@ -64,9 +65,18 @@ class MakeShardsConfig:
     out: _Place
     """Dataset folder to write, or its URL."""
     segments: Path | None = None
-    """CSV of the clips wanted: AudioSet's segments, or VGGSound's. Default: every media file is a clip."""
+    """CSV of the clips wanted: AudioSet's segments, VGGSound's, or your own with a first line such as
+    path,start,end,label. Default: every media file is a clip."""
+    pairs: bool = False
+    """Each clip is a picture and a sound file of the same name, as frames/ID.jpg and audio/ID.wav: Flickr-SoundNet."""
+    split: str | None = None
+    """Rows of --segments to take, by its column of splits: train, test, or several as train,test."""
     class_labels: Path | None = None
-    """Class list (class_labels_indices.csv): labels get their index in it."""
+    """Class list (class_labels_indices.csv): labels get their index in it. Default: the labels of --segments, in
+    alphabetical order; none where they are AudioSet's mids."""
+    key: KeyOf = "stem"
+    """What the key of a clip without a video id is made of. stem: its file's name; path: its path below RAW, for
+    folders in which several files have the same name."""
     boxes: Path | None = None
     """Boxes of sound sources: VGG-SS's vggss.json, or Flickr-SoundNet's folder of ID.xml. Into each clip's JSON."""
     shard_size: int = 512
@@ -102,7 +112,8 @@ class MakeShardsConfig:
     retry_failed: bool = False
     """Look again for missing files and try failed clips again."""
     max_failed: float = 0.5
-    """Accept the dataset if at most this share of the clips that have a file fails."""
+    """Accept the dataset if at most this share fails, of the clips that have a file and of rows that are damaged or ask
+    for a clip again."""
     clip_timeout: float = 60.0
     """Seconds that one clip may take."""
     worker_memory: _Bytes = 2_000_000_000
@@ -119,6 +130,12 @@ class MakeShardsConfig:
         for root in () if self.finalize else self.raw:
             if not storage.is_folder(root):
                 raise UserError(f"raw folder {root} is no folder: give the folder that holds the downloads")
+        if self.pairs and self.frames > 1:
+            raise UserError(f"--pairs have one picture each, --frames {self.frames} wants more: leave --frames away")
+        if self.pairs and self.decoder == "decord":
+            raise UserError("--pairs are read with PyAV, decord reads videos: leave --decoder away")
+        if self.split is not None and self.segments is None:
+            raise UserError("--split takes rows of a CSV: give --segments, or leave --split away")
         if self.boxes is not None and self.frame_fit == "crop":
             raise UserError("--boxes are places in the whole frame, which --frame-fit crop cuts: take resize")
         if storage.is_file(self.out):

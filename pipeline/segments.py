@@ -1,48 +1,56 @@
-"""Segment CSVs -> requested clips; class_labels_indices.csv -> class list.
-
-Three forms of segment CSV are read, told apart by their rows:
-
-    --PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"     AudioSet (`#` lines above are comments)
-    ---g-f_I2yQ,1,people marching,test                     VGGSound: id, start second, label, split
-    glLQrEijrKg_000300.mp4,playing hammond organ           VGGSound: file name, label
+"""Segment CSVs -> requested clips. The forms of CSV are those of `pipeline/columns.py`.
 
 Every row becomes a Segment: damaged ones (spreadsheets turn ids into `#NAME?`) say what is wrong with them.
 """
 
-import csv
 import functools
-import math
+import itertools
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from pipeline.raw_files import VIDEO_SUFFIXES, parse_name
+from pipeline.classes import is_mid
+from pipeline.columns import (
+    Columns,
+    columns_of,
+    is_clip_name,
+    is_comment,
+    is_media_name,
+    refuse_ambiguous,
+    seconds,
+    trimmed,
+)
+from pipeline.csv_rows import csv_rows
+from pipeline.raw_files import named_parts, parse_name
 from shards_spec.errors import UserError
 from shards_spec.sample import audioset_key, file_key
 
-Form = Literal["audioset", "vggsound", "files"]
-_FORMS: tuple[Form, ...] = ("audioset", "vggsound", "files")
+KeyOf = Literal["stem", "path"]
 
 _YTID = re.compile(r"[A-Za-z0-9_-]{11}")
-_SPREADSHEET_ERROR = re.compile(r'"?#(NAME\?|REF!|VALUE!|N/A|DIV/0!|NUM!|NULL!)')
-_HEADER_WORDS = {"ytid", "youtube_id", "video_id", "videoid", "id", "filename", "file", "file_name", "video"}
 _FORM_ROWS = 200  # rows looked at to tell the form
-_MAX_ROW = 20_000  # characters; the longest row of AudioSet has about 250
-_MAX_SECONDS = 1e7
+_EXPECTED = (
+    "expected `ytid, start, end, labels`, VGGSound's `ytid,start,label,split` or `name.mp4,label`, or a first line "
+    "that names the columns, such as path,start,end,label"
+)
 
 
 class Segment(NamedTuple):
-    """One row of a segment CSV.
+    """One row of a segment CSV, or one media file where there is no CSV.
 
     Attributes:
+        key: the clip's key, as long as no other name has the same (`plan.final_keys`).
         ytid: video id; None where the row names a file that carries none, or is damaged.
         stem: file name without suffix, for rows that can only be found by file name.
-        start, end: seconds in the original video, None in damaged rows.
+        start, end: seconds in the original video, None in damaged rows; in the file where `of_file`.
         line: line number in the CSV, from 1.
         problem: what is wrong with the row, empty for usable ones.
+        name: what the key of a clip that is known by its file is made of; empty for others.
+        path: the file as the row gives it; without a CSV, the number of its raw root and its path below it.
+        of_file: start and end are places in the file itself.
     """
 
     key: str
@@ -53,185 +61,158 @@ class Segment(NamedTuple):
     labels: tuple[str, ...]
     line: int
     problem: str
+    name: str = ""
+    path: str = ""
+    of_file: bool = False
 
 
-class ClassList:
-    """The classes of a dataset, and which label means which.
+@dataclass(frozen=True, kw_only=True)
+class SegmentTable:
+    """What a segment CSV asks for.
 
     Attributes:
-        classes: {index, mid, name} each, by index.
+        rows: a Segment for each data row of the wanted split, in order.
+        labels: every label of the CSV, whatever its split; empty where they are AudioSet's mids.
+        warnings: for the user.
     """
 
-    def __init__(self, classes: list[dict[str, Any]]) -> None:
-        self.classes = classes
-        self.unknown: Counter[str] = Counter()
-        self._ids = {c["name"]: c["index"] for c in classes} | {c["mid"]: c["index"] for c in classes if c["mid"]}
-
-    def label_ids(self, labels: tuple[str, ...]) -> list[int]:
-        """Class indices of labels (mids or display names); labels outside the list are left out, and counted."""
-        if not self._ids:
-            return []
-        ids = [self._ids.get(label) for label in labels]
-        if None in ids:
-            self.unknown.update(label for label in labels if label not in self._ids)
-        return [index for index in ids if index is not None]
+    rows: list[Segment]
+    labels: frozenset[str]
+    warnings: list[str]
 
 
-def read_classes(path: Path) -> ClassList:
-    """Reads `index,mid,display_name` rows below a header, or VGGSound's `name,count,category` without one.
-
-    Raises:
-        UserError: the file is missing, or a row is not of the form.
-    """
-    rows = [(number, row) for number, row, _ in _csv_rows(path)]
-    if not rows:
-        raise UserError(f"class list {path} is empty: expected rows of index,mid,display_name")
-    classes: list[dict[str, Any]] = []
-    if rows[0][1][:1] == ["index"]:
-        for number, row in rows[1:]:
-            if len(row) != 3 or row[0] != str(len(classes)):
-                raise UserError(
-                    f"{path} line {number}: got {','.join(row)[:80]!r}, expected index,mid,display_name "
-                    f"with index {len(classes)}"
-                )
-            classes.append({"index": len(classes), "mid": row[1], "name": row[2]})
-    else:
-        for number, row in rows:
-            if not row[0] or row[0].isdigit():
-                raise UserError(
-                    f"{path} line {number}: got {','.join(row)[:80]!r}, expected a header index,mid,display_name, "
-                    f"or rows that begin with a class name"
-                )
-            classes.append({"index": len(classes), "mid": "", "name": row[0]})
-    return ClassList(classes)
-
-
-def read_segments(path: Path, *, clip_seconds: float, limit: int | None = None) -> tuple[list[Segment], list[str]]:
-    """Reads a segment CSV.
+def read_segments(
+    path: Path, *, clip_seconds: float, limit: int | None = None, split: str | None = None, key_of: KeyOf = "stem"
+) -> SegmentTable:
+    """Reads a segment CSV, once, from its beginning to its end.
 
     Args:
         clip_seconds: length of a segment where the row gives no end.
         limit: rows taken, from the first.
-
-    Returns:
-        A Segment for each data row, in order, and warnings for the user.
+        split: rows taken, by what their column `split` says; several names with commas between them.
+        key_of: what the key of a clip that is known by its file is made of.
 
     Raises:
-        UserError: the file is missing or holds no usable row (named with its first bad line).
+        UserError: the file is missing, ambiguous, or holds no usable row (named with its first bad line); it has
+            several splits and none is named, or not the one that is.
     """
-    form = _form(path)
+    rows = csv_rows(path)
+    head = list(itertools.islice(rows, _FORM_ROWS))
+    columns = columns_of(path, head)
+    wanted = None if split is None else {name.strip() for name in split.split(",")}
     segments: list[Segment] = []
-    usable = announced = 0
-    for number, row, problem in _csv_rows(path):
+    splits: Counter[str] = Counter()
+    labels: set[str] = set()
+    announced = 0
+    for number, row, problem in itertools.chain(head, rows):
         if number <= 5 and (count := re.search(r"num_segs=(\d+)", ",".join(row))):
             announced = int(count[1])
-        if _is_comment(row) or (not segments and _is_header(row)):
+        if row[0][:1] == "#" and is_comment(row):
+            continue
+        if columns.header and tuple(trimmed(row)) == columns.header:
             continue
         if len(segments) == limit:
             announced = 0
-            break
-        segment = _segment(form, row, number, clip_seconds, problem)
-        usable += not segment.problem
-        segments.append(segment)
-    if not segments:
-        raise UserError(f"segment CSV {path} holds no row: expected `ytid, start, end, labels`")
-    if not usable:
-        first = segments[0]
-        raise UserError(
-            f"segment CSV {path} holds no usable row: {first.problem}; expected "
-            f"`ytid, start, end, labels`, or VGGSound's `ytid,start,label,split` or `name.mp4,label`"
-        )
+            if columns.split is None and any(map(is_mid, labels)):
+                break  # nothing below says anything more
+        if not problem:
+            refuse_ambiguous(path, columns, number, trimmed(row))
+        segment, of_split = _segment(columns, row, number, clip_seconds, problem, key_of)
+        labels.update(segment.labels)
+        if of_split:
+            splits[of_split] += 1
+        is_taken = wanted is None or not of_split or of_split in wanted
+        if is_taken and len(segments) != limit:
+            segments.append(segment)
+    _check_splits(path, splits, wanted)
+    _check_usable(path, segments)
     warnings = []
     if announced and announced != len(segments):
         warnings.append(f"{path} announces {announced} segments in its header and holds {len(segments)}")
-    return segments, warnings
+    names = frozenset() if any(map(is_mid, labels)) else frozenset(labels)
+    return SegmentTable(rows=segments, labels=names, warnings=warnings)
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str], str]]:
-    """(line number, cells, what is wrong) of each line that is not blank. A line is a row, whatever its quotes:
-    one lost quote must not swallow the rows below it."""
-    try:
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            damaged: dict[int, str] = {}
-
-            def lines() -> Iterator[str]:
-                for number, line in enumerate(file, 1):
-                    if len(line) > _MAX_ROW:
-                        damaged[number] = f"the row has {len(line)} characters"
-                        line = line[:200].replace('"', "")
-                    elif line.count('"') % 2:
-                        damaged[number] = "a quote is not closed"
-                        line = line.replace('"', "")
-                    yield line
-
-            reader = csv.reader(lines(), skipinitialspace=True)
-            for row in reader:
-                if row and (len(row) > 1 or row[0].strip()):
-                    yield reader.line_num, row, damaged.get(reader.line_num, "") if damaged else ""
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+def _check_splits(path: Path, splits: Counter[str], wanted: set[str] | None) -> None:
+    shown = ", ".join(f"{name} ({count:,} rows)" for name, count in splits.items())
+    if wanted is None:
+        if len(splits) > 1:
+            one, *others = splits
+            raise UserError(
+                f"segment CSV {path} holds several splits, {shown}: say which with --split {one}, or take several "
+                f"with --split {','.join([one, *others])}"
+            )
+    elif not splits:
+        raise UserError(f"segment CSV {path} has no column of splits: leave --split away")
+    elif unknown := sorted(wanted - splits.keys()):
+        raise UserError(f"segment CSV {path} has no split {unknown[0]!r}: its splits are {shown}")
 
 
-def _is_comment(row: list[str]) -> bool:
-    """`#` lines, but not rows whose id a spreadsheet has replaced by `#NAME?`."""
-    if row[0][:1] != "#":
-        return False
-    return not (_SPREADSHEET_ERROR.match(row[0]) or (len(row) > 1 and _seconds(row[1]) is not None))
+def _check_usable(path: Path, segments: list[Segment]) -> None:
+    if not segments:
+        raise UserError(f"segment CSV {path} holds no row: {_EXPECTED}")
+    if all(segment.problem for segment in segments):
+        raise UserError(f"segment CSV {path} holds no usable row: {segments[0].problem}; {_EXPECTED}")
 
 
-def _is_header(row: list[str]) -> bool:
-    return row[0].strip().lower() in _HEADER_WORDS
+def _segment(
+    columns: Columns, row: list[str], line: int, clip_seconds: float, problem: str, key_of: KeyOf
+) -> tuple[Segment, str]:
+    """The Segment of a row, and its split; none where it cannot be told."""
+    of_split = "" if problem else _text(row, columns.split)
+    if not problem and columns.header and columns.split is not None and not of_split:
+        problem = "the row names no split"
+    found = problem or _clip(columns, row, line, clip_seconds, key_of)
+    if isinstance(found, Segment):
+        return found, of_split
+    return _damaged(row, line, found), of_split
 
 
-def _form(path: Path) -> Form:
-    """The form that most of the first rows have."""
-    votes: Counter[Form] = Counter()
-    for _, row, _ in _csv_rows(path):
-        if PurePosixPath(row[0]).suffix.lower() in VIDEO_SUFFIXES:
-            votes["files"] += 1
-        elif len(row) >= 3 and _seconds(row[2]) is not None:
-            votes["audioset"] += 1
-        elif len(row) >= 3 and _seconds(row[1]) is not None:
-            votes["vggsound"] += 1
-        if votes.total() == _FORM_ROWS:
-            break
-    return max(_FORMS, key=lambda form: votes[form])
+def _clip(columns: Columns, row: list[str], line: int, clip_seconds: float, key_of: KeyOf) -> Segment | str:
+    """The clip that a row asks for, or what is wrong with the row."""
+    row = trimmed(row)
+    if columns.width is not None and len(row) > columns.width:
+        return f"the row has {len(row)} cells, expected {columns.width}"
+    source, labels = _text(row, columns.source), _labels(columns, row)
+    if columns.pattern is not None and not columns.pattern.fullmatch(source):
+        return f"{source[:40]!r} is no name of this list: its first row has another form"
+    if columns.is_file or is_media_name(source) or (columns.start is None and is_clip_name(source)):
+        return _file_clip(columns, row, line, clip_seconds, labels, key_of)
+    if columns.start is None:
+        return f"{source[:40]!r} is no name of a media file, and no column says when a clip of a video id starts"
+    if not _YTID.fullmatch(source):
+        return f"{source[:40]!r} is no video id (11 characters of A-Z a-z 0-9 _ -)"
+    times = _times(columns, row, clip_seconds)
+    if isinstance(times, str):
+        return times
+    return Segment(audioset_key(source, times[0]), source, None, *times, labels, line, "")
 
 
-@functools.lru_cache(maxsize=100_000)  # two million rows share their times: less memory, and faster
-def _seconds(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) and 0 <= value < _MAX_SECONDS and "_" not in text else None
-
-
-def _segment(form: Form, row: list[str], line: int, clip_seconds: float, problem: str) -> Segment:
-    if problem:
-        return _damaged(row, line, problem)
-    if form == "files":
-        return _file_segment(row, line, clip_seconds)
-    ytid = row[0].strip()
-    if not _YTID.fullmatch(ytid):
-        return _damaged(row, line, f"{ytid[:40]!r} is no video id (11 characters of A-Z a-z 0-9 _ -)")
-    start = _seconds(row[1]) if len(row) > 1 else None
+def _times(columns: Columns, row: list[str], clip_seconds: float) -> tuple[float, float] | str:
+    """Start and end of a row, or what is wrong with them."""
+    start = seconds(_text(row, columns.start))
     if start is None:
-        return _damaged(row, line, f"start {_cell(row, 1)} is no number of seconds")
-    labels: tuple[str, ...]
-    if form == "vggsound":
-        end, labels = start + clip_seconds, (row[2].strip(),) if len(row) > 2 and row[2].strip() else ()
-    else:
-        given = _seconds(row[2]) if len(row) > 2 else None
-        if given is None:
-            return _damaged(row, line, f"end {_cell(row, 2)} is no number of seconds")
-        end = given
-        if end <= start:
-            return _damaged(row, line, f"end {end:g} is not after start {start:g}")
-        labels = _split_labels(
-            row[3] if len(row) == 4 else ",".join(row[3:])
-        )  # whoever unquotes the labels leaves them in several cells
-    return Segment(audioset_key(ytid, start), ytid, None, start, end, labels, line, "")
+        return f"start {_cell(row, columns.start)} is no number of seconds"
+    if columns.end is None:
+        return start, start + clip_seconds
+    end = seconds(_text(row, columns.end))
+    if end is None:
+        return f"end {_cell(row, columns.end)} is no number of seconds"
+    return (start, end) if end > start else f"end {end:g} is not after start {start:g}"
+
+
+def _labels(columns: Columns, row: list[str]) -> tuple[str, ...]:
+    cells = [row[place] for place in columns.labels if place < len(row)]
+    if columns.labels and columns.width is None:
+        cells += row[columns.labels[-1] + 1 :]  # whoever unquotes a list leaves it in several cells
+    if columns.lists and len(cells) == 1:
+        return _split_labels(cells[0])  # AudioSet's millions of rows
+    labels: tuple[str, ...] = ()
+    for cell in cells:
+        parts = _split_labels(cell)
+        is_list = len(parts) < 2 or columns.lists or all(map(is_mid, parts))
+        labels += parts if is_list else (sys.intern(cell.strip()),)
+    return labels
 
 
 @functools.lru_cache(maxsize=200_000)  # two million rows share their labels: less memory
@@ -239,17 +220,31 @@ def _split_labels(cell: str) -> tuple[str, ...]:
     return tuple([sys.intern(label) for label in map(str.strip, cell.split(",")) if label])
 
 
-def _file_segment(row: list[str], line: int, clip_seconds: float) -> Segment:
-    name = PurePosixPath(row[0].strip())
-    if name.suffix.lower() not in VIDEO_SUFFIXES:
-        return _damaged(row, line, f"{str(name)[:40]!r} is no name of a video file")
-    labels = (row[1].strip(),) if len(row) > 1 and row[1].strip() else ()
-    parsed = parse_name(name.stem)
+def _file_clip(
+    columns: Columns, row: list[str], line: int, clip_seconds: float, labels: tuple[str, ...], key_of: KeyOf
+) -> Segment | str:
+    """The clip of a row that names a file. Times that the row gives are places in that file."""
+    path = _text(row, columns.source)
+    parts = named_parts(path)
+    if not parts:
+        return f"{path[:40]!r} is no name of a file"
+    name = PurePosixPath(*parts)
+    if is_media_name(path):
+        name = name.with_suffix("")
+    base = str(name) if key_of == "path" else name.name
+    if _text(row, columns.start) or _text(row, columns.end):
+        times = _times(columns, row, clip_seconds)
+        if isinstance(times, str):
+            return times
+        begin, end = (round(1000 * second) for second in times)
+        key, identity = file_key(f"{base}_{begin}"), f"{base}_{begin}-{end}"
+        return Segment(key, None, name.name, *times, labels, line, "", identity, path, True)
+    parsed = parse_name(name.name)
     if parsed is None or not parsed.starts:
-        return Segment(file_key(name.stem), None, name.stem, 0.0, clip_seconds, labels, line, "")
+        return Segment(file_key(base), None, name.name, 0.0, clip_seconds, labels, line, "", base, path)
     start = parsed.starts[0]
-    end = start + clip_seconds
-    return Segment(audioset_key(parsed.ytid, start), parsed.ytid, None, start, end, labels, line, "")
+    key = audioset_key(parsed.ytid, start)
+    return Segment(key, parsed.ytid, None, start, start + clip_seconds, labels, line, "")
 
 
 def _damaged(row: list[str], line: int, problem: str) -> Segment:
@@ -258,5 +253,9 @@ def _damaged(row: list[str], line: int, problem: str) -> Segment:
     return Segment(key, None, None, None, None, (), line, f"line {line}: {problem}")
 
 
-def _cell(row: list[str], index: int) -> str:
-    return repr(row[index][:40]) if index < len(row) else "(no such column)"
+def _text(row: list[str], place: int | None) -> str:
+    return row[place].strip() if place is not None and place < len(row) else ""
+
+
+def _cell(row: list[str], place: int | None) -> str:
+    return repr(row[place][:40]) if place is not None and place < len(row) else "(no such column)"

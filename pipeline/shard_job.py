@@ -65,21 +65,25 @@ def do(job: ShardJob, *, stop: threading.Event, on_clip: OnClip) -> None:
         DecoderProcess(job.make, timeout=job.timeout, memory=job.memory, stop=stop) as process,
     ):
 
-        def copy(number: int, row: Row) -> Path:
-            return Path(scratch) / f"{number}{Path(row['source']).suffix}"
+        def copy(number: int, source: str) -> Path:
+            return Path(scratch) / f"{number}{Path(source).suffix}"
 
         def files(rows: list[Row]) -> Iterator[Job]:
             for number, row in enumerate(rows):
-                path = copy(number, row)
-                # Gone since the plan was made: the decoder process meets no file, and says so.
-                with contextlib.suppress(FileNotFoundError):
-                    path = storage.fetch(job.roots[row["root"]] / row["source"], path)
-                yield path, row
+                names = [row[name] for name in ("source", "picture") if row.get(name) is not None]
+                paths = [copy(number, name) for name in names]
+                for i, name in enumerate(names):
+                    # Gone since the plan was made: the decoder process meets no file, and says so.
+                    with contextlib.suppress(FileNotFoundError):
+                        paths[i] = storage.fetch(job.roots[row["root"]] / name, paths[i])
+                yield paths[0], row if len(paths) == 1 else row | {"picture_file": paths[1]}
 
         def decode(rows: list[Row]) -> Iterator[Encoded | Failure]:
             _check_roots(job, rows)
             for number, outcome in enumerate(process.outcomes(files(rows))):
-                copy(number, rows[number]).unlink(missing_ok=True)
+                for name in ("source", "picture"):
+                    if rows[number].get(name) is not None:
+                        copy(number, rows[number][name]).unlink(missing_ok=True)
                 on_clip(isinstance(outcome, Encoded))
                 yield outcome
 

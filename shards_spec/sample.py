@@ -9,9 +9,11 @@ A sample is a run of contiguous tar members `{key}.{member}`:
     {key}.flac        16 kHz mono, 16 bit               (only with --keep-audio)
 """
 
+import hashlib
 import io
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -75,6 +77,20 @@ def audioset_key(ytid: str, start: float) -> str:
 def file_key(stem: str) -> str:
     """Key of a clip that is known by its file alone: every character outside [A-Za-z0-9_-] becomes `_`."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", stem)
+
+
+def distinct_key(key: str, name: str) -> str:
+    """The key of a clip whose `key` another name has too: `_-3f2a8c5be0d1`, the end from the sha256 of its own name.
+
+    It depends on the name alone, so a name that has such a key has the same one in every dataset.
+    """
+    return f"{key}-{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:12]}"
+
+
+def shared_keys(named: Iterable[tuple[str, str]]) -> set[str]:
+    """The keys, of (key, name) pairs, that several names have."""
+    names: dict[str, str] = {}
+    return {key for key, name in named if names.setdefault(key, name) != name}
 
 
 def encode_json(metadata: dict[str, Any]) -> bytes:

@@ -50,6 +50,8 @@ PLAN_SCHEMA = pa.schema(
         pa.field("reason", pa.string()),  # known to fail before any decoding (missing, bad_segment, duplicate)
         pa.field("detail", pa.string()),
         pa.field("boxes", pa.list_(pa.list_(pa.float64()))),  # normalised x0, y0, x1, y1; null where none are given
+        pa.field("name", pa.string()),  # what the key of a clip that is known by its file is made of, else null
+        pa.field("picture", pa.string()),  # with --pairs: below the same root as `source`, the sound; else null
     ]
 )
 
@@ -95,8 +97,9 @@ def write_table(path: Place, rows: list[dict[str, Any]] | pa.Table, schema: pa.S
     }
     schema = schema.with_metadata(metadata)
     table = rows.cast(schema) if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=schema)
-    with writing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+    # A file, not its name: pyarrow takes a path that begins with `exp:1` for a URL.
+    with writing(path) as temporary, temporary.open("wb") as file:
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
 def read_table(path: Place, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
@@ -108,9 +111,10 @@ def read_table(path: Place, columns: list[str] | None = None) -> tuple[pa.Table,
     """
     source = readable(path)
     try:
-        # Not pq.read_table: it takes twice the time for a shard's table, and makes columns of folders named a=b.
-        file = pq.ParquetFile(source, page_checksum_verification=True)
-        table = file.read(columns, use_threads=columns is None)  # threads pay for large and whole tables alone
+        with source.open("rb") if isinstance(source, Path) else source as file:  # as in write_table
+            # Not pq.read_table: it takes twice the time for a shard's table, and makes columns of folders named a=b.
+            parquet = pq.ParquetFile(file, page_checksum_verification=True)
+            table = parquet.read(columns, use_threads=columns is None)  # threads pay for large and whole tables alone
         if lacking := sorted(set(columns or ()) - set(table.column_names)):  # decodes the names
             raise pa.ArrowKeyError(f"it has no column {', '.join(lacking)}")
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: names of columns

@@ -93,6 +93,14 @@ def test_clips_are_found_by_id_and_start(tmp_path: Path) -> None:
     assert boxes.of(clip(ytid(1), 32.0)._replace(start=None)) is None  # a damaged row
 
 
+def test_names_of_one_key_have_their_own_boxes(tmp_path: Path) -> None:
+    boxes = read_boxes(vggss(tmp_path / "b.json", {"视频": [[0, 0, 1, 1]], "音频": [[0, 0, 0.5, 0.5]]}))
+    assert boxes.of(clip("视频")) == [(0.0, 0.0, 1.0, 1.0)]
+    assert boxes.of(clip("音频")) == [(0.0, 0.0, 0.5, 0.5)]
+    assert boxes.of(clip("声音")) is None
+    assert boxes.of(clip("音频")._replace(key="___5000", start=5.0)) == [(0.0, 0.0, 0.5, 0.5)]  # a part of the file
+
+
 BOMB = '<!DOCTYPE a [<!ENTITY b "lol"><!ENTITY c "&b;&b;&b;&b;">]><a><bbox><xmin>&c;</xmin></bbox></a>'
 OUTSIDE = '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><a>&b;</a>'
 

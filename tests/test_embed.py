@@ -1,5 +1,6 @@
 """Embedding of media files: the samples of make-shards, to the bit, and the embeddings of evaluating them."""
 
+import os
 import shutil
 
 import numpy as np
@@ -146,6 +147,17 @@ def test_files_that_cannot_be_read_are_named_and_the_others_go_on(files, run, tm
     out = tmp_path / "emb.npz"
     status, said, errors = ended(capsys, *bad, "--checkpoint", run, "--out", out)
     assert status == 1 and not said and not out.exists() and "none of the 5 files gave a sample" in errors[-1]
+
+
+def test_names_in_any_script(files, run, tmp_path, capsys):
+    names = ["视频.mp4", "音频.mp4", "__.mp4", os.fsdecode(b"caf\xe9.mp4")]
+    odd = [shutil.copy(files[0], tmp_path / name) for name in names]
+    out = tmp_path / "emb.npz"
+    status, _, errors = ended(capsys, *odd, "--checkpoint", run, "--out", out, "--heatmap", tmp_path / "pictures")
+    assert status == 0 and not errors
+    keys = np.load(out)["keys"].tolist()
+    assert keys[2:] == ["__", "caf_"] and all(key.startswith("__-") for key in keys[:2]) and len(set(keys)) == 4
+    assert sorted(path.stem for path in (tmp_path / "pictures").iterdir()) == sorted(keys)
 
 
 def test_mistakes_are_answered_in_one_line(files, run, tmp_path, capsys):

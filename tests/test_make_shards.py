@@ -127,8 +127,31 @@ def test_hostile_names(tmp_path: Path) -> None:
 def test_names_of_one_key(tmp_path: Path) -> None:
     raw = write_files(tmp_path / "raw", {"a.mkv": "1", "a.mp4": "2", "b/a.mp4": "3", "a .mp4": "4", "a_.mp4": "5"})
     make(raw, tmp_path / "out")
-    expected = {"a.mkv": None, "a.mp4": "duplicate", "b/a.mp4": "duplicate", "a .mp4": None, "a_.mp4": "duplicate"}
+    expected = {"a.mkv": None, "a.mp4": "duplicate", "b/a.mp4": "duplicate", "a .mp4": None, "a_.mp4": None}
     assert reasons(tmp_path / "out") == expected
+    make(raw, tmp_path / "paths", key="path")
+    assert reasons(tmp_path / "paths") == expected | {"b/a.mp4": None}
+    keys = {row["source"]: row["key"] for row in rows(tmp_path / "paths")}
+    assert (keys["b/a.mp4"], keys["a_.mp4"], keys["a .mp4"]) == ("b_a", "a_", "a_-6583dcd6056f")
+
+
+def test_names_in_other_scripts(tmp_path: Path) -> None:
+    """Keys are of the names alone: the same in any order of coming, and for good."""
+    names = ["视频一.mp4", "视频二.mp4", "音频三.mp4", "ドラマ.mp4"]
+    out, raw = tmp_path / "out", write_files(tmp_path / "raw", {name: name for name in names[:1]})
+    assert make(raw, out).samples == 1
+    write_files(raw, {name: name for name in names})
+    assert make(raw, out).samples == make(raw, out).samples == 4
+    assert make(raw, tmp_path / "new").samples == 4
+    grown, new = ({row["source"]: row["key"] for row in rows(path)} for path in (out, tmp_path / "new"))
+    assert grown["视频一.mp4"] == "___"  # of a time when no other name had it
+    assert all(key.startswith("___-") for key in new.values())
+    assert {name: grown[name] for name in names[1:]} == {name: new[name] for name in names[1:]}
+    csv = tmp_path / "a.csv"
+    csv.write_text("".join(f"{name},x\n" for name in reversed(names)))
+    listed = make(raw, tmp_path / "listed", segments=csv)
+    assert listed.samples == make(raw, tmp_path / "listed", segments=csv, retry_failed=True).samples == 4
+    assert {row["source"]: row["key"] for row in rows(tmp_path / "listed")} == new
 
 
 @needs_fixtures
@@ -144,7 +167,10 @@ def test_real_clips(tmp_path: Path) -> None:
 def test_broken_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert main([str(FIXTURES / "broken"), "--out", str(out)]) == 1
-    assert "27 of 28 clips that have a file failed, more than --max-failed 0.5" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (
+        "28 of 29 clips that have a file, or a row that is damaged or asks for a key again, failed, more than" in said
+    )
     assert not (out / "dataset.json").exists()
     found = reasons(out)
     files = [path for path in (FIXTURES / "broken").rglob("*") if path.is_file()]

@@ -5,7 +5,7 @@ clip.mp4 ──pipeline.make_sample──> JSON, JPEG, fbank bytes ──as trai
 
 import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,16 @@ import simplejpeg
 from pipeline.clip_error import ClipError
 from pipeline.decoder_process import DecoderProcess, Failure, start_fork_server
 from pipeline.encode_sample import Encoded, SampleOptions, make_sample
-from shards_spec.sample import CLIP_SECONDS, FBANK_MEMBER, FRAME_MEMBER, decode_fbank, file_key
+from pipeline.raw_files import shown_path
+from shards_spec.sample import (
+    CLIP_SECONDS,
+    FBANK_MEMBER,
+    FRAME_MEMBER,
+    decode_fbank,
+    distinct_key,
+    file_key,
+    shared_keys,
+)
 
 _SECONDS = 60.0  # that a file may take
 _MEMORY = 2_000_000_000  # bytes that the decoder may take
@@ -45,20 +54,30 @@ class Failed:
         return f"{self.path}: {self.reason}: {self.detail}"
 
 
-def plan_row(path: Path, start: float | None) -> dict[str, Any]:
-    """The row that make-shards without a CSV plans for a file: its first 10 s, or 10 s from `start` (seconds) on."""
+def plan_row(path: Path, start: float | None, shared: Container[str] = ()) -> dict[str, Any]:
+    """The row that make-shards without a CSV plans for a file: its first 10 s, or 10 s from `start` (seconds) on.
+
+    Args:
+        shared: keys that files of other names have too; a file whose name is not its own key has another one then.
+    """
     begin = 0.0 if start is None else start
-    key = file_key(path.stem)
+    name = _name(path, start)
+    key = file_key(name)
     return {
-        "key": key if start is None else f"{key}_{round(1000 * start)}",
+        "key": distinct_key(key, name) if key in shared and key != name else key,
         "ytid": None,
-        "source": path.name,
+        "source": shown_path(path.name),
         "start": begin,
         "end": begin + CLIP_SECONDS,
         "named_start": 0.0,  # the file is the whole video
         "labels": [],
         "label_ids": [],
     }
+
+
+def _name(path: Path, start: float | None) -> str:
+    """What the key of a file's clip is made of."""
+    return path.stem if start is None else f"{path.stem}_{round(1000 * start)}"
 
 
 def read_files(
@@ -71,7 +90,8 @@ def read_files(
         isolate: decode in a process of its own, so that a file on which a decoder crashes or hangs costs that file
             alone (reasons `crashed` and `timeout`).
     """
-    rows = [plan_row(path, start) for path in files]
+    shared = shared_keys((file_key(_name(path, start)), _name(path, start)) for path in files)
+    rows = [plan_row(path, start, shared) for path in files]
     outcomes = _isolated(files, rows, options) if isolate else _here(files, rows, options)
     for path, row, outcome in zip(files, rows, outcomes, strict=True):
         if isinstance(outcome, Failure):

@@ -67,7 +67,10 @@ def read_labels(index: DatasetIndex) -> Labels:
     folders = ", ".join(map(str, index.folders))
     classes = len(index.classes)
     if not classes:
-        raise UserError(f"{folders} has no class list: run make-shards with --class-labels or --segments with labels")
+        raise UserError(
+            f"{folders} has no class list: make it again into another folder, with --class-labels where the labels are "
+            "AudioSet's mids, else from a --segments CSV with labels, which then are the class list"
+        )
     samples = np.array([shard.samples for shard in index.shards])
     index.places((np.cumsum(samples) - samples)[samples > 0])  # reads all tables at once
     lists = [index.rows(shard).label_ids for shard in range(len(index.shards))]

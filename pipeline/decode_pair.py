@@ -1,0 +1,106 @@
+"""A picture and a sound file -> the frame and the sound of a clip.
+
+The frame is the picture itself. The sound is the middle of the file, as EZ-VSL takes it (there 3 s, here the length of
+a clip); or the part that a CSV gives.
+"""
+
+import math
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipeline.clip_error import ClipError
+from pipeline.decode_pyav import Sound, scale
+from pipeline.frame import UPRIGHT, FrameFit, finish, scaled_size
+from pipeline.media_file import RawClip, demux, open_media, packet_end, start_of
+from pipeline.timeline import ClipRequest, Segment, locate
+from shards_spec.sample import CLIP_SECONDS
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "MPO")  # MPO: JPEG of cameras, with a second picture behind the first
+
+
+def decode(sound: Path, picture: Path, *, request: ClipRequest, frame_fit: FrameFit) -> RawClip:
+    """The picture, and of the sound the middle part, or the part that the request's `start` says.
+
+    Raises:
+        ClipError: any reason of a file that gives no sample.
+    """
+    try:
+        segment, heard, duration = _heard(sound, request)
+    except MemoryError:
+        raise
+    except av.error.FFmpegError as error:
+        raise ClipError("decode_error", str(error)) from error
+    rate, channels = heard.source()
+    image = _image(picture)
+    height, width = image.shape[:2]
+    size = scaled_size(width, height, pixel_aspect=1.0, frame_fit=frame_fit)
+    return RawClip(
+        segment=segment,
+        runs=heard.runs(),
+        frames=[finish(scale(av.VideoFrame.from_ndarray(image, format="rgb24"), size), UPRIGHT)],
+        frame_times=[math.nan],  # nobody says at which time of the sound the picture was taken
+        duration=duration,
+        fps=0.0,
+        width=width,
+        height=height,
+        sample_rate=rate,
+        channels=channels,
+    )
+
+
+def _heard(path: Path, request: ClipRequest) -> tuple[Segment, Sound, float]:
+    """The segment of a sound file, what is heard in it, and how long the file is: by its packets, not its header."""
+    with open_media(path) as container:
+        stream = _stream(container)
+        ends = [end for packet in demux(container, stream) if (end := packet_end(packet)) is not None]
+        if not ends:
+            raise ClipError("too_short", "no packet with a timestamp")
+        duration = max(ends) - start_of(container)
+    segment = _located(request, duration)
+    with open_media(path) as container:
+        heard = Sound(_stream(container), start_of(container), segment)
+        for packet in demux(container, _stream(container)):
+            heard.feed(packet)
+            if heard.is_done:
+                break
+        heard.finish()
+    return segment, heard, duration
+
+
+def _stream(container: av.container.InputContainer) -> av.AudioStream:
+    stream = container.streams.best("audio")
+    if stream is None:
+        raise ClipError("no_audio", "no audio stream")
+    assert isinstance(stream, av.AudioStream)
+    if stream.codec_context is None:
+        raise ClipError("decode_error", "this FFmpeg has no decoder for the audio stream")
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def _located(request: ClipRequest, duration: float) -> Segment:
+    """Where the segment lies in the sound: in its middle, where the file is a clip of its own."""
+    if request.start is not None:
+        return locate(request, duration)
+    length = CLIP_SECONDS if request.end is None else request.end
+    begin = max(0.0, (duration - length) / 2)
+    return Segment(begin=begin, end=min(begin + length, duration), frames=1)
+
+
+def _image(path: Path) -> npt.NDArray[np.uint8]:
+    """The picture as displayed, uint8 [H, W, 3] RGB."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except FileNotFoundError:
+        raise ClipError("missing", "the picture is gone since the plan was made") from None
+    except UnidentifiedImageError:
+        raise ClipError("unreadable", f"{path.name} is no picture of the kinds JPEG, PNG, WebP, BMP") from None
+    except PermissionError as error:
+        raise ClipError("unreadable", f"{path.name}: permission denied") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ClipError("decode_error", f"{path.name}: {' '.join(str(error).split())}") from error
