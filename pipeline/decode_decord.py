@@ -14,7 +14,9 @@ silently from the one that PyAV gives:
 """
 
 import bisect
+import errno
 import math
+import os
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -27,25 +29,26 @@ from av.container import InputContainer
 
 from pipeline.audio import GAP, AudioRun, channel_sum
 from pipeline.clip_error import ClipError
+from pipeline.containers import DECORD_FORMATS
 from pipeline.decode_pyav import display_orientation, scale
 from pipeline.frame import UPRIGHT, FrameFit, finish, scaled_size
 from pipeline.media_file import (
     RawClip,
     Streams,
     demux,
-    header_duration,
-    measured_duration,
+    locate_in,
     open_media,
     passing_over_damage,
     pick_streams,
     start_of,
+    timeline_of,
     timestamp,
 )
-from pipeline.timeline import FRAME_TOLERANCE, ClipRequest, Segment, cut_off, is_cut_off, locate
+from pipeline.timeline import FRAME_TOLERANCE, ClipRequest, Located, Segment, Timeline
 
-_SEEKS_BY_BYTE = ("mpeg", "mpegts")
 _TIMESTAMP_TOLERANCE = 5e-3  # seconds: decord keeps timestamps in float32
 _NO_MEMORY = re.compile("bad_alloc|[Cc]annot allocate memory")
+_NO_DESCRIPTOR = os.strerror(errno.EMFILE)
 _SAMPLE_TOLERANCE = 1e-3  # the same frame of sound from two versions of FFmpeg
 
 
@@ -57,20 +60,12 @@ def decode(path: Path, *, request: ClipRequest, frame_fit: FrameFit) -> RawClip:
             PyAV gives.
     """
     try:
-        with open_media(path) as container:
-            streams = pick_streams(container)
-            if container.format.name in _SEEKS_BY_BYTE:
-                raise ClipError("decode_error", f"decord seeks by guess in {container.format.name} files")
-            duration = header_duration(container) or measured_duration(path)
-            segment = locate(request, duration)
-            video, sound, end = _scan(container, streams, segment)
+        located, video, sound = _scanned(path, request)
     except MemoryError:
         raise
     except av.error.FFmpegError as error:
         raise ClipError("decode_error", str(error)) from error
-    if is_cut_off(segment, end):
-        duration = end
-        segment = cut_off(segment, end)
+    segment = located.segment
     # Imported late: it loads an FFmpeg of its own, which processes that use PyAV alone can do without.
     import decord
 
@@ -83,6 +78,8 @@ def decode(path: Path, *, request: ClipRequest, frame_fit: FrameFit) -> RawClip:
         # Without the clock and the place in its source: equal failures have equal details.
         if _NO_MEMORY.search(str(error)):
             raise MemoryError from error
+        if _NO_DESCRIPTOR in str(error):
+            raise OSError(errno.EMFILE, _NO_DESCRIPTOR, str(path)) from error
         message = re.sub(r"^(\[[\d:]+\] \S+: )+", "", str(error).partition("\n")[0]) or repr(error)
         raise ClipError("decode_error", f"decord: {message}") from error
     is_transposed = video.orientation[0]
@@ -91,7 +88,7 @@ def decode(path: Path, *, request: ClipRequest, frame_fit: FrameFit) -> RawClip:
         runs=runs,
         frames=pictures,
         frame_times=times,
-        duration=duration,
+        duration=located.duration,
         fps=video.fps,
         width=video.height if is_transposed else video.width,
         height=video.width if is_transposed else video.height,
@@ -197,21 +194,44 @@ class _Sound:
         return [(0, self.begin), *later]
 
 
-def _scan(container: InputContainer, streams: Streams, segment: Segment) -> tuple[_Video, _Sound, float]:
+def _scanned(path: Path, request: ClipRequest) -> tuple[Located, _Video, _Sound]:
+    """Where the segment lies, and what the packets say up to its end."""
+    located: Located | None = None
+    while True:
+        with open_media(path) as container:
+            streams = pick_streams(container)
+            if container.format.name not in DECORD_FORMATS:
+                kind = container.format.name
+                raise ClipError("decode_error", f"decord is not trusted with {kind} files: use another decoder")
+            located = located or locate_in(path, container, request)
+            timeline = timeline_of(container)
+            video, sound, end = _scan(container, streams, located, timeline)
+        if timeline.has_jumped or located.has_jumped:
+            raise ClipError("decode_error", "decord does not run on where timestamps begin anew: use another decoder")
+        corrected = located.after_reading(request, end, timeline)
+        if corrected is None:
+            return located, video, sound
+        located = corrected
+
+
+def _scan(
+    container: InputContainer, streams: Streams, located: Located, timeline: Timeline
+) -> tuple[_Video, _Sound, float]:
     """Reads packets until those of the segment are known; the third value is the file's end where it was reached."""
     video, sound = _Video(container, streams.video), _Sound(container, streams.audio)
+    segment = located.segment
     last = max(segment.targets)
     is_video_done = is_sound_done = False
     end = math.inf
     video_index = streams.video.index
-    for packet in demux(container, streams.video, streams.audio):
+    for packet in demux(container, streams.video, streams.audio, timeline=timeline):
         if packet.stream_index == video_index:
             video.feed(packet)
             is_video_done = is_video_done or video.is_past(packet, last)
         else:
             sound.feed(packet)
             is_sound_done = is_sound_done or sound.end > segment.end
-        if is_video_done and is_sound_done:
+        if is_video_done and is_sound_done and located.is_sure:
             break
     else:
         end = max(video.end, sound.end)

@@ -19,14 +19,15 @@ from pipeline.media_file import (
     MICROSECONDS,
     RawClip,
     demux,
-    header_duration,
-    measured_duration,
+    locate_in,
+    may_leap,
     open_media,
     pick_streams,
     start_of,
+    timeline_of,
     timestamp,
 )
-from pipeline.timeline import FRAME_TOLERANCE, ClipRequest, Segment, cut_off, is_cut_off, locate
+from pipeline.timeline import FRAME_TOLERANCE, ClipRequest, Located, Segment
 
 _SEEK_FROM = 5.0  # seconds: reading over less costs less than a seek
 _PREROLL = 0.5  # seconds of audio decoded before the segment, until codecs that look back are settled
@@ -45,26 +46,21 @@ def decode(path: Path, *, request: ClipRequest, frame_fit: FrameFit) -> RawClip:
     Raises:
         ClipError: any reason of a file that gives no sample.
     """
-    segment: Segment | None = None
-    duration: float | None = None
+    located: Located | None = None
     is_careful = False
     try:
         while True:
             with open_media(path, quick=not is_careful) as container:
-                if duration is None:
-                    duration = header_duration(container) or measured_duration(path)
-                if segment is None:
-                    segment = locate(request, duration)
-                reading = _Reading(container, segment, is_careful=is_careful)
+                located = located or locate_in(path, container, request)
+                reading = _Reading(container, located, is_careful=is_careful)
                 reading.run()
-                if is_cut_off(segment, reading.end):
-                    # The header promises more than the file holds: the middle is that of what exists.
-                    duration = reading.end
-                    segment = cut_off(segment, duration)
+                corrected = located.after_reading(request, reading.end, reading.timeline)
+                if corrected is not None:
+                    located = corrected
                 elif reading.has_missed and not is_careful:
                     is_careful = True
                 else:
-                    return reading.raw_clip(duration, frame_fit)
+                    return reading.raw_clip(frame_fit)
     except MemoryError:
         raise
     except av.error.FFmpegError as error:
@@ -102,19 +98,22 @@ def display_orientation(frame: av.VideoFrame) -> Orientation:
 class _Reading:
     """One pass over the packets of a file."""
 
-    def __init__(self, container: InputContainer, segment: Segment, *, is_careful: bool) -> None:
+    def __init__(self, container: InputContainer, located: Located, *, is_careful: bool) -> None:
         """`is_careful`: decode everything from the file's start, trusting no seek and no keyframe."""
-        self._container, self._segment, self._is_careful = container, segment, is_careful
+        segment = located.segment
+        self._container, self._located, self._segment = container, located, segment
         self._streams = pick_streams(container)
         self._start = start_of(container)
+        self._may_seek = not (is_careful or located.has_jumped or may_leap(container))
         self._has_sought = False
+        self.timeline = timeline_of(container)
         self.end = math.inf  # of the file, where it was read to its end
         self._sound = Sound(self._streams.audio, self._start, segment)
         self._frames = _FramePicker(self._streams.video, self._start, segment.targets, from_start=is_careful)
 
     def run(self) -> None:
-        """Reads until sound and frames of the segment are decoded."""
-        if self._segment.begin > _SEEK_FROM and not self._is_careful:
+        """Reads until sound and frames of the segment are decoded, and to the file's end where that may move it."""
+        if self._segment.begin > _SEEK_FROM and self._may_seek:
             # A file without an index is read from its start, where it still stands.
             with contextlib.suppress(av.error.FFmpegError):
                 time = self._segment.begin - _PREROLL + self._start
@@ -122,12 +121,12 @@ class _Reading:
                 self._has_sought = True
         sound, frames = self._sound, self._frames
         video_index = self._streams.video.index
-        for packet in demux(self._container, self._streams.video, self._streams.audio):
+        for packet in demux(self._container, self._streams.video, self._streams.audio, timeline=self.timeline):
             if packet.stream_index == video_index:
                 frames.feed(packet)
             else:
                 sound.feed(packet)
-            if frames.is_done and sound.is_done:
+            if frames.is_done and sound.is_done and self._located.is_sure:
                 break
         else:
             self.end = max(frames.end, sound.end)
@@ -140,7 +139,7 @@ class _Reading:
         is_late = self._has_sought and self._sound.begin > self._segment.begin + GAP
         return is_late or self._frames.has_missed or not self._frames.is_done
 
-    def raw_clip(self, duration: float, frame_fit: FrameFit) -> RawClip:
+    def raw_clip(self, frame_fit: FrameFit) -> RawClip:
         """What was read. Must be called while the container is open."""
         video = self._streams.video
         picked = self._frames.picked(self._segment)
@@ -154,7 +153,7 @@ class _Reading:
             runs=self._sound.runs(),
             frames=[picture(frame, pixel_aspect, frame_fit) for frame in picked],
             frame_times=[self._frames.time_of(frame) for frame in picked],
-            duration=duration,
+            duration=self._located.duration,
             fps=float(fps) if fps else 0.0,
             width=height if is_transposed else width,
             height=width if is_transposed else height,
