@@ -94,11 +94,11 @@ def _outcome_columns(writer: TarWriter, key: str, outcome: Encoded | Failure) ->
 
 @contextlib.contextmanager
 def _names(path: Place) -> Iterator[None]:
-    """OSErrors of writing say which file: the system's own do not when the disk is full."""
+    """OSErrors of writing say which file: the system's own do not when the disk is full. Others name a raw file."""
     try:
         yield
     except OSError as error:
-        error.filename = str(path)
+        error.filename = error.filename or str(path)
         raise
 
 

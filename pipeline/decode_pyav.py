@@ -119,6 +119,7 @@ class _Reading:
                 time = self._segment.begin - _PREROLL + self._start
                 self._container.seek(int(time * MICROSECONDS), backward=True)
                 self._has_sought = True
+                self.timeline.sought()
         sound, frames = self._sound, self._frames
         video_index = self._streams.video.index
         for packet in demux(self._container, self._streams.video, self._streams.audio, timeline=self.timeline):
@@ -126,7 +127,8 @@ class _Reading:
                 frames.feed(packet)
             else:
                 sound.feed(packet)
-            if frames.is_done and sound.is_done and self._located.is_sure:
+            is_known = self._located.is_measured or (self._located.is_sure and not self.timeline.has_jumped)
+            if frames.is_done and sound.is_done and is_known:
                 break
         else:
             self.end = max(frames.end, sound.end)

@@ -112,8 +112,8 @@ def timeline_of(container: InputContainer) -> Timeline:
 
 
 def may_leap(container: InputContainer) -> bool:
-    """Whether the format's timestamps are a clock that may be set anew, so that no time says where in the file it is."""
-    return bool(container.format.flags & Flags.ts_discont.value)
+    """Whether the format's timestamps are a clock that may be set anew: then no time says where in the file it is."""
+    return Flags.ts_discont in Flags(container.format.flags)
 
 
 def demux(
@@ -189,7 +189,8 @@ def locate_in(path: Path, container: InputContainer, request: ClipRequest) -> Lo
     promised = header_duration(container)
     if promised is not None and reaches(request, promised):
         segment = locate(request, promised)
-        return Located(segment=segment, duration=promised, is_sure=locate(request, math.inf) == segment)
+        is_sure = locate(request, math.inf) == segment
+        return Located(segment=segment, duration=promised, is_measured=False, is_sure=is_sure)
     with open_media(path) as whole:
         streams, timeline = pick_streams(whole), timeline_of(whole)
         packets = demux(whole, streams.video, streams.audio, timeline=timeline)
@@ -197,9 +198,8 @@ def locate_in(path: Path, container: InputContainer, request: ClipRequest) -> Lo
         if not ends:
             raise ClipError("too_short", "no packet with a timestamp")
         duration = max(ends) - start_of(whole)
-    return Located(
-        segment=locate(request, duration), duration=duration, is_sure=True, has_jumped=timeline.has_jumped
-    )
+    segment, has_jumped = locate(request, duration), timeline.has_jumped
+    return Located(segment=segment, duration=duration, is_measured=True, is_sure=True, has_jumped=has_jumped)
 
 
 @dataclass(frozen=True, kw_only=True)

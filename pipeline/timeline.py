@@ -89,6 +89,7 @@ class Located:
 
     segment: Segment
     duration: float  # of the file, seconds
+    is_measured: bool  # `duration` is that of all packets, not the header's
     is_sure: bool  # a file that is longer than `duration` would have the segment at the same place
     has_jumped: bool = False  # timestamps begin anew somewhere: seeking by time leads astray
 
@@ -96,7 +97,7 @@ class Located:
         """Where the segment lies by what was read of the file, None where that is what was thought before.
 
         What is read counts, not what the header promised: too much of a file that was cut off, too little of one
-        whose writer never came to the end.
+        whose writer never came to the end, anything of one whose timestamps begin anew.
 
         Args:
             end: of the file, inf where it was not read to its end.
@@ -105,18 +106,19 @@ class Located:
         Raises:
             ClipError: `too_short`, the file holds nothing of the segment.
         """
-        if end < self.segment.end - CUT_OFF:
+        if end == math.inf:
+            return None
+        if not self.is_measured and (timeline.has_jumped or timeline.unpromised > CUT_OFF):
+            segment = locate(request, end)
+        elif end < self.segment.end - CUT_OFF:
             if end <= self.segment.begin:
                 begin = self.segment.begin
                 raise ClipError("too_short", f"the file is cut off at {end:.3f} s, the segment begins at {begin:.3f} s")
-            # The middle is that of what exists.
-            segment = replace(self.segment, end=end)
-        elif not self.is_sure and end < math.inf and timeline.unpromised > CUT_OFF:
-            segment = locate(request, end)
+            segment = replace(self.segment, end=end)  # the middle is that of what exists
         else:
             return None
         has_jumped = self.has_jumped or timeline.has_jumped
-        return Located(segment=segment, duration=end, is_sure=True, has_jumped=has_jumped)
+        return Located(segment=segment, duration=end, is_measured=True, is_sure=True, has_jumped=has_jumped)
 
 
 class Timeline:
@@ -179,6 +181,11 @@ class Timeline:
         if now > self._promised:
             self._beyond[stream] = self._beyond.get(stream, 0.0) + duration
         return shift
+
+    def sought(self) -> None:
+        """The next packet is one of another place in the file."""
+        self._last.clear()
+        self._end = math.inf
 
     def _is_late(self, stream: int, time: float) -> bool:
         """Whether a packet belongs before the jump that another stream has made: containers hold some back."""
