@@ -10,6 +10,8 @@ silently from the one that PyAV gives:
 - Beyond the first channel it returns memory as it found it. So it is asked for its own mono, which of two channels
   is their mean times sqrt(2); of more it drops and weighs some, and is refused.
 - It may take another of several audio tracks: its first samples are compared.
+- It does not follow where timestamps begin anew, or where the sound's rate or channels change: there it is refused.
+- It opens what a playlist names: it gets no file of which PyAV did not find the kind in its first bytes.
 - It keeps the samples that a codec in Matroska needs to start up, in MP4 it drops them as everybody does.
 """
 
@@ -49,6 +51,7 @@ from pipeline.timeline import FRAME_TOLERANCE, ClipRequest, Located, Segment, Ti
 _TIMESTAMP_TOLERANCE = 5e-3  # seconds: decord keeps timestamps in float32
 _NO_MEMORY = re.compile("bad_alloc|[Cc]annot allocate memory")
 _NO_DESCRIPTOR = os.strerror(errno.EMFILE)
+_LOOK_EVERY = 1.0  # seconds of sound: rate and channels may change anywhere, and only decoded frames tell
 _SAMPLE_TOLERANCE = 1e-3  # the same frame of sound from two versions of FFmpeg
 
 
@@ -157,6 +160,7 @@ class _Sound:
         self._is_matroska = "matroska" in container.format.name
         self._first: float | None = None  # time of the first packet
         self._content = 0.0  # seconds of sound in the packets so far
+        self._looked_at = -math.inf  # time of the last packet that was decoded here
         self.begin: float | None = None  # time of the first sample
         self.rate = self.channels = 0
         self.opening = np.zeros(0, np.float32)  # the first samples
@@ -178,13 +182,26 @@ class _Sound:
         duration = float((packet.duration or 0) * self._time_base)
         self._content += duration
         self.end = time + duration
-        if self.begin is None:
+        if self.begin is None or time >= self._looked_at + _LOOK_EVERY or packet.has_sidedata("new_extradata"):
             with passing_over_damage():
                 for frame in self._codec.decode(packet)[:1]:
-                    self.begin = time if frame.pts is None else float(frame.pts * self._time_base) - self._start
-                    total, self.channels, gain = channel_sum(frame)
-                    self.opening = total * np.float32(gain)
-                    self.rate = frame.sample_rate
+                    self._look_at(frame, time)
+
+    def _look_at(self, frame: av.AudioFrame, time: float) -> None:
+        """Takes a frame of the packet of `time`: the first one, and now and then one to see whether it is as the first.
+
+        Raises:
+            ClipError: `decode_error`, it is not.
+        """
+        self._looked_at = time
+        if self.begin is None:
+            self.begin = time if frame.pts is None else float(frame.pts * self._time_base) - self._start
+            total, self.channels, gain = channel_sum(frame)
+            self.opening = total * np.float32(gain)
+            self.rate = frame.sample_rate
+        elif (frame.sample_rate, frame.layout.nb_channels) != (self.rate, self.channels):
+            told = f"{frame.sample_rate} Hz, {frame.layout.nb_channels} channels after {self.rate} Hz, {self.channels}"
+            raise ClipError("decode_error", f"decord does not follow sound that changes ({told}): use another decoder")
 
     def cuts(self) -> list[tuple[int, float]]:
         """Where runs without gaps begin: sample as decord counts after `start_up`, time."""
