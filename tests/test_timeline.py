@@ -31,7 +31,8 @@ def part(path: Path, begin: int, end: int, *, rate: int = RATE, **options: str) 
     """Seconds `begin` to `end` of a numbered clip, as a file of its own."""
     frames = (numbered_frame(number) for number in range(begin * FPS, end * FPS))
     waveform = tones(end, rate)[:, begin * rate :]
-    return encode_clip(path, frames, waveform, fps=FPS, sample_rate=rate, **options)  # type: ignore[arg-type]
+    settings = {"fps": FPS, "sample_rate": rate, "keyframe_seconds": 1.0} | options
+    return encode_clip(path, frames, waveform, **settings)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
