@@ -185,6 +185,7 @@ class Timeline:
     def sought(self) -> None:
         """The next packet is one of another place in the file."""
         self._last.clear()
+        self._shifts.clear()
         self._end = math.inf
 
     def _is_late(self, stream: int, time: float) -> bool:
