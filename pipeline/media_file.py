@@ -130,11 +130,14 @@ def demux(
         OSError: the machine cannot read the file.
     """
     timeline = timeline or timeline_of(container)
+    units: dict[int, float] = {}  # seconds a tick, by stream: fractions are slow
     for packet in _packets(container, streams):
-        time = packet.pts if packet.dts is None and packet.stream.type == "audio" else packet.dts
-        unit = float(packet.time_base)
-        shift = timeline.shift(packet.stream_index, time and time * unit, (packet.duration or 0) * unit)
-        if shift:
+        index, time = packet.stream_index, packet.dts
+        unit = units.get(index) or units.setdefault(index, float(packet.time_base))
+        if time is None and packet.stream.type == "audio":
+            time = packet.pts
+        seconds = None if time is None else time * unit
+        if shift := timeline.shift(index, seconds, (packet.duration or 0) * unit):
             ticks = round(shift / unit)
             packet.pts = None if packet.pts is None else packet.pts + ticks
             packet.dts = None if packet.dts is None else packet.dts + ticks

@@ -165,9 +165,7 @@ class Timeline:
         """
         if time is None:
             return self._shifts.get(stream, self._shift)
-        shift = self._shift
-        if self._is_late(stream, time):
-            shift = self._shifts[stream]
+        shift = self._shifts[stream] if self.has_jumped and self._is_late(stream, time) else self._shift
         now = time + shift
         leaps = now > self._end + LEAP
         if leaps and not self._may_leap:
