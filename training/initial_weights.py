@@ -1,6 +1,6 @@
 """Weights to start from: --init-visual FILE, --init-audio FILE, --init RUN, --teacher RUN.
 
-initialise           encoders from files of MAE, AudioMAE, timm, CAV-MAE or CrossMAE
+initialise           encoders from files of MAE, AudioMAE, timm, CAV-MAE or CrossMAE; of a full MAE the decoder, too
 initialise_from_run  every part that another CrossMAE run shares with the model
 take_teacher         the encoders of a finished run, for the targets
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from shards_spec.errors import UserError
 from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from training.first_stage import FbankScale, FirstStage, read_first_stage
+from training.initial_decoders import find_decoder
 from training.methods.crossmae import CrossMAE, CrossMAEConfig
 from training.methods.shared.patches import FBANK_GRID
 
@@ -50,7 +51,7 @@ class _Found:
 
 
 def initialise(model: CrossMAE, *, visual: Path | None, audio: Path | None, scale: FbankScale) -> list[str]:
-    """Loads the encoders from files; None leaves a side as it is.
+    """Loads the encoders from files, and the pixel decoders that are there; None leaves a side as it is.
 
     To be called before the model is moved, wrapped or trained, and not when resuming. A running mean of the encoders
     (targets `ema`) starts at what was loaded.
@@ -84,6 +85,7 @@ def _prepare(
 ) -> tuple[list[tuple[nn.Module, dict[str, Tensor]]], list[str]]:
     """What to load into which part of the model, and the lines to print; the model is as it was."""
     encoder = model.image_encoder if modality == "image" else model.audio_encoder
+    decoder = model.image_decoder if modality == "image" else model.audio_decoder
     own, tensors = encoder.state_dict(), _read(path)
     first = _first_stage_of(path, tensors, model, modality)
     found = _translate(tensors if first is None else first.to_scale(tensors, scale), modality, path)
@@ -93,6 +95,11 @@ def _prepare(
         (encoder, {name: own[name] for name in found.own} | found.state)
     ]
     said = [] if first is None or modality == "image" else first.said_of_scale(scale)
+    if decoder is not None and found.layout == _VIT and (rest := find_decoder(tensors, decoder)) is not None:
+        parts.append((decoder, decoder.state_dict() | rest.state))
+        found.left = [name for name in found.left if name not in rest.names]
+        what = f"{len(rest.state)} tensors from" if rest.misfit is None else f"{rest.misfit}, so not from"
+        said.append(f"{modality} decoder: {what} {path}")
     return parts, _lines(found, modality, path) + said
 
 
