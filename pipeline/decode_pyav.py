@@ -14,11 +14,23 @@ from av.container import InputContainer
 
 from pipeline.audio import GAP, AudioRun, channel_sum
 from pipeline.clip_error import ClipError
-from pipeline.frame import UPRIGHT, FrameFit, Orientation, finish, orientation, scaled_size
+from pipeline.frame import (
+    UNCUT,
+    UPRIGHT,
+    Crop,
+    FrameFit,
+    Orientation,
+    cut,
+    finish,
+    orientation,
+    scaled_size,
+    shown_size,
+)
 from pipeline.frame_picker import LEADS, FramePicker
 from pipeline.media_file import (
     MICROSECONDS,
     RawClip,
+    container_crop,
     demux,
     header_duration,
     measured_duration,
@@ -67,17 +79,26 @@ def decode(path: Path, *, request: ClipRequest, frame_fit: FrameFit) -> RawClip:
                 elif reading.has_missed and lead < LEADS[-1]:
                     lead = next(leads) if reading.has_passed_over else LEADS[-1]
                 else:
-                    return reading.raw_clip(duration, frame_fit)
+                    return reading.raw_clip(path, duration, frame_fit)
     except MemoryError:
         raise
     except av.error.FFmpegError as error:
         raise ClipError("decode_error", str(error)) from error
 
 
-def picture(frame: av.VideoFrame, pixel_aspect: float, frame_fit: FrameFit) -> npt.NDArray[np.uint8]:
-    """The stored picture of a decoded frame, uint8 [FRAME_SIZE, FRAME_SIZE, 3] RGB, in one pass of swscale."""
-    size = scaled_size(frame.width, frame.height, pixel_aspect=pixel_aspect, frame_fit=frame_fit)
-    return finish(scale(frame, size), display_orientation(frame))
+def picture(
+    frame: av.VideoFrame, pixel_aspect: float, frame_fit: FrameFit, crop: Crop = UNCUT
+) -> npt.NDArray[np.uint8]:
+    """The stored picture of a decoded frame, uint8 [FRAME_SIZE, FRAME_SIZE, 3] RGB, in one pass of swscale.
+
+    A frame of which a part is not to be shown takes two: colour planes that are smaller cannot be cut anywhere.
+    """
+    width, height = shown_size(frame.width, frame.height, crop)
+    size = scaled_size(width, height, pixel_aspect=pixel_aspect, frame_fit=frame_fit)
+    if (width, height) == (frame.width, frame.height):
+        return finish(scale(frame, size), display_orientation(frame))
+    part = av.VideoFrame.from_ndarray(cut(scale(frame, (frame.width, frame.height)), crop), format="rgb24")
+    return finish(scale(part, size), display_orientation(frame))
 
 
 def scale(frame: av.VideoFrame, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -166,21 +187,22 @@ class _Reading:
     def has_missed(self) -> bool:
         """Whether something is missing that reading from the file's start may give."""
         is_late = self._has_sought and self._sound.begin > self._segment.begin + GAP
-        return is_late or self._frames.has_missed or not self._frames.is_done
+        return is_late or self._frames.has_missed
 
-    def raw_clip(self, duration: float, frame_fit: FrameFit) -> RawClip:
+    def raw_clip(self, path: Path, duration: float, frame_fit: FrameFit) -> RawClip:
         """What was read. Must be called while the container is open."""
         video = self._streams.video
         picked = self._frames.picked(self._segment)
         rate, channels = self._sound.source()
         pixel_aspect = float(video.sample_aspect_ratio or video.codec_context.sample_aspect_ratio or 1)
-        width, height = picked[0].width, picked[0].height
+        crop = container_crop(path, self._container, video)
+        width, height = shown_size(picked[0].width, picked[0].height, crop)
         is_transposed = display_orientation(picked[0])[0]
         fps = video.average_rate or video.guessed_rate
         return RawClip(
             segment=self._segment,
             runs=self._sound.runs(),
-            frames=[picture(frame, pixel_aspect, frame_fit) for frame in picked],
+            frames=[picture(frame, pixel_aspect, frame_fit, crop) for frame in picked],
             frame_times=[self._frames.time_of(frame) for frame in picked],
             duration=duration,
             fps=float(fps) if fps else 0.0,

@@ -1,6 +1,6 @@
-"""Which frames of a video stream are taken: for each wanted time the one on display, all in one pass over its packets.
+"""Which frames of a video stream are taken: for each wanted time the one on display, in one pass over its packets.
 
-packets ──feed──> kept until one is due after the wanted time; a key frame before that makes the earlier ones superfluous
+packets ──feed──> kept until one is due after the wanted time; a key frame makes those before it superfluous
       │ decode from there on, passing over what no other frame needs
       v
 frames on display at the wanted times, each known to be clean or not
@@ -51,6 +51,8 @@ class FramePicker:
         self._targets = [math.floor((time + start + FRAME_TOLERANCE) / self._time_base) for time in targets]
         self._wanted = sorted(set(self._targets))
         self._taken: dict[int, av.VideoFrame] = {}
+        self._entries: dict[int, int | None] = {}  # for each, when the key frame is shown from which it was decoded
+        self._entry: int | None = None  # the same, for the next one
         self._unclean: set[int] = set()  # of the wanted times
         self._pending: list[av.Packet] = []
         self._last: tuple[av.VideoFrame, bool] | None = None  # the last decoded one, and whether it is clean
@@ -62,12 +64,17 @@ class FramePicker:
         self._spoilt = -math.inf  # time of the last damage since then
         self._errors = 0
         self.has_passed_over = False  # packets: decoding did not go on from the first one without a jump
-        self.has_missed = False  # a frame taken is not the one that the packets announced, or not clean
+        self._has_missed = False  # a frame taken is not the one that the packets announced, or not clean
 
     @property
     def is_done(self) -> bool:
         """Whether every wanted frame is found."""
         return not self._wanted
+
+    @property
+    def has_missed(self) -> bool:
+        """Whether a frame is missing, not clean, or not the one that the packets announced."""
+        return self._has_missed or not self.is_done
 
     @property
     def end(self) -> float:
@@ -92,8 +99,14 @@ class FramePicker:
             raise ClipError("too_short", f"no frame between {segment.begin:.3f} and {segment.end:.3f} s of the file")
         if self._unclean:
             time = self.time_of(self._taken[min(self._unclean)])
-            raise ClipError("decode_error", f"the picture at {time:.3f} s is damaged, decoded from the file's start too")
+            raise ClipError(
+                "decode_error", f"the picture at {time:.3f} s is damaged, decoded from the file's start too"
+            )
         return found
+
+    def entries(self) -> list[int | None]:
+        """For each wanted time, the timestamp of the key frame at which decoding began; None: with the first packet."""
+        return [self._entries[target] for target in self._targets]
 
     def may_begin_later(self, first: av.Packet) -> bool:
         """Whether packets between the file's `first` one and a later key frame can be left unread.
@@ -153,6 +166,7 @@ class FramePicker:
         if self._is_after_jump:
             self._codec.flush_buffers()
             self._last, self._key, self._spoilt, self._is_after_jump = None, None, -math.inf, False
+            self._entry = timestamp(self._pending[0])
         # Every packet up to the wanted time is here, so the wanted frame's own time is known. In H.264, frames
         # before it that no other frame is predicted from (with B-frames: half of them) need no decoding.
         wanted = self._wanted[0]
@@ -208,10 +222,10 @@ class FramePicker:
     def _take(self, frame: av.VideoFrame, is_clean: bool) -> None:
         # Between a key frame and the wanted frame, codecs may drop frames that refer to others before the key frame.
         wanted = self._wanted.pop(0)
-        self.has_missed = self.has_missed or self._announced_for(wanted) not in (None, frame.pts) or not is_clean
+        self._has_missed |= self._announced_for(wanted) not in (None, frame.pts) or not is_clean
         if not is_clean:
             self._unclean.add(wanted)
-        self._taken[wanted] = frame
+        self._taken[wanted], self._entries[wanted] = frame, self._entry
         self._shown = None
 
     def _announced_for(self, wanted: int) -> int | None:

@@ -12,6 +12,8 @@ from av.container import InputContainer
 
 from pipeline.audio import AudioRun
 from pipeline.clip_error import ClipError
+from pipeline.frame import UNCUT, Crop
+from pipeline.matroska import pixel_crop
 from pipeline.timeline import Segment
 
 MICROSECONDS = 1_000_000  # FFmpeg's unit for whole containers
@@ -77,6 +79,13 @@ def pick_streams(container: InputContainer) -> Streams:
     # One thread: clips are decoded in as many processes as there are cores.
     video.codec_context.thread_count = audio.codec_context.thread_count = 1
     return Streams(video=video, audio=audio)
+
+
+def container_crop(path: Path, container: InputContainer, video: av.VideoStream) -> Crop:
+    """What of the coded pictures the container says is not to be shown: Matroska's PixelCrop."""
+    if "matroska" not in container.format.name:
+        return UNCUT
+    return pixel_crop(path, [stream.index for stream in container.streams.video].index(video.index))
 
 
 def start_of(container: InputContainer) -> float:
