@@ -319,7 +319,8 @@ def _pictures(reader: Any, scan: _Scan, frame_fit: FrameFit) -> list[npt.NDArray
     """The pictures of the frames taken, in the order in which they are wanted."""
     video = scan.video
     pictures: dict[int, npt.NDArray[np.uint8]] = {}
-    at = 0  # the frame that decord gives next
+    reader.next()  # what the first packet says, its decoder may need after a seek
+    at = 1  # the frame that decord gives next
     for taken in sorted(scan.taken, key=lambda taken: taken.index):
         if taken.index in pictures:
             continue
