@@ -34,6 +34,7 @@ from pipeline.frame_picker import LEADS, FramePicker
 from pipeline.media_file import (
     RawClip,
     Streams,
+    carries,
     container_crop,
     demux,
     header_duration,
@@ -120,7 +121,7 @@ class _Video:
         if packet.is_keyframe:
             self.keys.append(len(self.times))
         self.times.append(time)
-        self._changes_headers |= packet.has_sidedata("new_extradata")
+        self._changes_headers |= carries(packet, "new_extradata")
 
     def is_past(self, packet: av.Packet, time: float) -> bool:
         """Whether no frame of a later packet is shown at `time` or before."""

@@ -18,7 +18,7 @@ from fractions import Fraction
 import av
 
 from pipeline.clip_error import ClipError
-from pipeline.media_file import passing_over_damage, timestamp
+from pipeline.media_file import carries, passing_over_damage, timestamp
 from pipeline.timeline import FRAME_TOLERANCE, Segment
 
 LEADS = (0.0, 10.0, math.inf)  # seconds that decoding begins before the wanted time at least, one try after the other
@@ -113,7 +113,7 @@ class FramePicker:
 
         A palette comes once, for all packets that follow, and may be changed by any of them.
         """
-        return not first.has_sidedata("palette")
+        return not carries(first, "palette")
 
     def pass_over(self, first: av.Packet) -> None:
         """Tells that the packets after the file's `first` one are not read, up to one from which on they are."""
@@ -154,7 +154,7 @@ class FramePicker:
         if self._codec.name in _KEEP_HEADERS:
             self._codec.skip_frame = "ALL"
             for packet in self._pending:
-                if packet.is_keyframe or packet.has_sidedata("new_extradata"):
+                if packet.is_keyframe or carries(packet, "new_extradata"):
                     with passing_over_damage():
                         self._codec.decode(packet)
             self._codec.skip_frame = "DEFAULT"
