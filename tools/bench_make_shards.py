@@ -64,7 +64,7 @@ class BenchConfig:
             raise ValueError("--clips, --rounds and --frames must be at least 1, --copies at least 2")
 
 
-def make_clips(folder: Path, count: int, media: str) -> list[Path]:
+def make_clips(folder: Path, count: int, media: str = "h264+aac") -> list[Path]:
     """Clips with moving texture and broadband sound, so that codecs have something to do."""
     folder.mkdir()
     video_codec, audio_codec = media.split("+")
