@@ -134,7 +134,7 @@ def palette_clip(path: Path, codec: str, seconds: int) -> Path:
     """Frames of 256 colours that the file names once."""
     palette = np.stack([np.arange(256), np.arange(256) * 7 % 256, 255 - np.arange(256), np.full(256, 255)], axis=1)
     with av.open(str(path), "w") as container:
-        video = container.add_stream(codec, rate=FPS)
+        video: Any = container.add_stream(codec, rate=FPS)
         video.width, video.height, video.pix_fmt, video.codec_context.gop_size = 160, 96, "pal8", 20
         audio = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
         for number in range(seconds * FPS):
@@ -156,7 +156,8 @@ def palette_clip(path: Path, codec: str, seconds: int) -> Path:
 @pytest.mark.parametrize(("codec", "suffix"), [("rawvideo", "avi"), ("rawvideo", "mov"), ("smc", "mov")])
 def test_palettes_are_given_to_the_decoder(tmp_path: Path, codec: str, suffix: str) -> None:
     path = palette_clip(tmp_path / f"a.{suffix}", codec, 15)
-    for segment in ({}, {"start": 8.0, "end": 14.0}):
+    segments: tuple[dict[str, Any], ...] = ({}, {"start": 8.0, "end": 14.0})
+    for segment in segments:
         assert_as_from_the_start(path, "pyav", **segment)
         assert_as_from_the_start(path, "auto", 1, **segment)
     assert reason(path, "decord") == "decode_error"  # it indexes the file first, and then has no palette
@@ -172,14 +173,15 @@ def with_new_headers(path: Path) -> Path:
         last = {0: Fraction(-1), 1: Fraction(-1)}
         headers: bytes | None = second.streams.video[0].codec_context.extradata
         for begin, source in ((0, first), (2, second)):
-            for packet in source.demux():
+            demuxed: Any = source.demux()
+            for packet in demuxed:
                 index = packet.stream_index
                 if not packet.size or packet.dts * packet.time_base + begin <= last[index]:
                     continue
                 packet.pts, packet.dts = (round(t + begin / packet.time_base) for t in (packet.pts, packet.dts))
                 last[index] = packet.dts * packet.time_base
                 if begin and index == 0 and headers:
-                    side_data = PacketSideData(NEW_EXTRADATA, len(headers))
+                    side_data = PacketSideData(NEW_EXTRADATA, len(headers))  # type: ignore[call-arg]
                     side_data.update(headers)
                     packet.set_sidedata(side_data)
                     headers = None
@@ -237,7 +239,7 @@ def test_pixel_crop(tmp_path: Path, decoder: str, suffix: str) -> None:
     inner[:30, :50], inner[30:, 50:] = (200, 60, 30), (40, 90, 220)
     outer = np.full((96, 160, 3), (0, 250, 0), np.uint8)
     outer[6:66, 36:136] = inner
-    codecs = {} if suffix == "mkv" else {"video_codec": "vp9", "audio_codec": "opus"}
+    codecs: dict[str, Any] = {} if suffix == "mkv" else {"video_codec": "vp9", "audio_codec": "opus"}
     path = encode_clip(tmp_path / f"a.{suffix}", [outer] * 20, tones(2), fps=FPS, sample_rate=RATE, **codecs)
     plain = decode(path, decoder)
     assert (plain.width, plain.height) == (160, 96)

@@ -154,7 +154,8 @@ def floor(path: Path, frames: int) -> None:
 
 def _on_display(frames: Iterator[av.VideoFrame], times: list[float]) -> list[av.VideoFrame]:
     """The last frame at or before each of the times, which increase."""
-    last, taken = next(frames), []
+    last = next(frames)
+    taken: list[av.VideoFrame] = []
     for frame in frames:
         while len(taken) < len(times) and (frame.time or 0.0) > times[len(taken)] + 1e-4:
             taken.append(last)
