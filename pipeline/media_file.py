@@ -17,6 +17,8 @@ from pipeline.audio import AudioRun
 from pipeline.clip_error import ClipError
 from pipeline.containers import MEDIA_FORMATS
 from pipeline.file_errors import is_of_the_machine, machine_error, unreadable
+from pipeline.frame import UNCUT, Crop
+from pipeline.matroska import pixel_crop
 from pipeline.timeline import ClipRequest, Located, Segment, Timeline, locate, reaches
 
 MICROSECONDS = 1_000_000  # FFmpeg's unit for whole containers
@@ -91,6 +93,13 @@ def pick_streams(container: InputContainer) -> Streams:
     # One thread: clips are decoded in as many processes as there are cores.
     video.codec_context.thread_count = audio.codec_context.thread_count = 1
     return Streams(video=video, audio=audio)
+
+
+def container_crop(path: Path, container: InputContainer, video: av.VideoStream) -> Crop:
+    """What of the coded pictures the container says is not to be shown: Matroska's PixelCrop."""
+    if "matroska" not in container.format.name:
+        return UNCUT
+    return pixel_crop(path, [stream.index for stream in container.streams.video].index(video.index))
 
 
 def start_of(container: InputContainer) -> float:
@@ -175,6 +184,11 @@ def passing_over_damage() -> Iterator[None]:
 def timestamp(item: av.Packet | av.VideoFrame) -> int | None:
     """When a packet or a frame is shown, in its stream's time base; some containers state only decoding times."""
     return item.pts if item.pts is not None else item.dts
+
+
+def carries(packet: av.Packet, kind: str) -> bool:
+    """Whether a packet has side data of a kind, as PyAV names it. (Its own `has_sidedata` takes ten times as long.)"""
+    return any(data.data_type == kind for data in packet.iter_sidedata())
 
 
 def packet_end(packet: av.Packet) -> float | None:

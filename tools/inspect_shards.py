@@ -18,15 +18,17 @@ from shards_spec.atomic import atomic_path
 from shards_spec.command_line import one_line_errors, parse
 from shards_spec.errors import UserError
 from shards_spec.sample import FBANK_MEMBER, FRAME_MEMBER, decode_fbank
-from tools.inspection.facts import DatasetFacts, gather, payload, samples
+from tools.inspection.facts import DatasetFacts, gather, payload, samples, undecoded
 from tools.inspection.page import Card, page
 from tools.pages.curves import number
 from tools.pages.pictures import frame_picture, spectrogram_picture
+from tools.verify.undecoded import UNDECODED
 
 _PROGRAM = "python -m tools.inspect_shards"
 _LABELS = 10  # of the most frequent, and of the rarest
 _KINDS = 4  # of the most frequent frame sizes and the like
 _CHOICES = ("boxes", "class_labels", "clip_seconds", "decoder", "frame_fit", "frames", "keep_audio", "segments")
+_NAMED = 20  # samples named in one line
 _STEP = 2  # fbank rows to a column of a spectrogram: 20 ms
 
 
@@ -113,6 +115,9 @@ def summary(facts: DatasetFacts) -> list[str]:
         most = ", ".join(f"{kind} {100 * n / kinds.total():.0f}%" for kind, n in kinds.most_common(_KINDS))
         others = f", {len(kinds) - _KINDS} others" if len(kinds) > _KINDS else ""
         lines.append(f"  {name:<24}{most}{others}")
+    if keys := undecoded(facts):
+        more = f" and {len(keys) - _NAMED:,} more" if len(keys) > _NAMED else ""
+        lines += ["", f"{len(keys):,} with a frame that {UNDECODED}:", f"  {', '.join(keys[:_NAMED])}{more}"]
     return lines
 
 

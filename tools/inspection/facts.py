@@ -19,8 +19,9 @@ from isal import isal_zlib
 
 from shards_spec.dataset import DATASET_FILE, read_dataset
 from shards_spec.errors import UserError
-from shards_spec.sample import FBANK_MELS, FBANK_SHIFT_MS, JSON_MEMBER, member_column
+from shards_spec.sample import FBANK_MELS, FBANK_SHIFT_MS, FRAME_MEMBER, JSON_MEMBER, member_column
 from shards_spec.tables import plan_path, read_table, shard_stem
+from tools.verify.undecoded import looks_undecoded
 
 Row = dict[str, Any]
 
@@ -196,6 +197,16 @@ def samples(found: DatasetFacts, count: int) -> Iterator[tuple[Row, dict[str, An
             ok = table.filter(pc.equal(table["status"], "ok")).take(pa.array(here))
             for row in ok.to_pylist():
                 yield row, json.loads(payload(found.folder, row, JSON_MEMBER))
+
+
+def undecoded(found: DatasetFacts) -> list[str]:
+    """Keys of those among MOST_METADATA evenly spaced samples whose frame looks as if it had not been decoded.
+
+    Raises:
+        UserError: a sample is damaged; names shard, key and offset.
+    """
+    looked_at = (row for row, _ in samples(found, MOST_METADATA))
+    return [row["key"] for row in looked_at if looks_undecoded(payload(found.folder, row, FRAME_MEMBER))]
 
 
 def payload(folder: Path, row: Row, member: str) -> bytes:

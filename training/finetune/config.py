@@ -12,9 +12,10 @@ import tyro
 from shards_spec.command_line import parse
 from training.config import RunConfig
 from training.finetune.augment import AugmentConfig
-from training.finetune.classifier import InputKind, Pool, encoder_of
+from training.finetune.classifier import InputKind, Pool
 from training.finetune.labels import Task
 from training.finetune.recipes import DatasetRecipe, Recipe, recipe
+from training.first_stage import read_first_stage
 from training.methods.crossmae.config import PRESETS, Preset
 from training.methods.shared.encoder import EncoderConfig
 
@@ -55,7 +56,7 @@ class FinetuneConfig(RunConfig):
     video_lr: float = 1.0
     """The image encoder's rate as a multiple of the audio encoder's where both are trained; 0.5 in MAViL."""
     average_from: float | None = None
-    """Take the mean of the weights from this share of the steps on, which evaluation then uses. None: the last ones."""
+    """Take the mean of the weights from this share of the run on, which evaluation then uses. None: the last ones."""
     checkpoint_activations: bool = False
     """Keep only the input of each block for the backward pass: less memory, more time, the same values."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -120,8 +121,8 @@ def parse_finetune(arguments: Sequence[str]) -> FinetuneConfig:
     if chosen.recipe in get_args(Recipe) and chosen.dataset_recipe in get_args(DatasetRecipe):
         defaults |= recipe(chosen.recipe, chosen.dataset_recipe)  # else tyro names the allowed ones
     if chosen.init is not None and str(chosen.init) != "None":
-        encoder, mean, std = encoder_of(chosen.init)
-        defaults |= {"encoder": encoder, "fbank_mean": mean, "fbank_std": std}
+        begun = read_first_stage(chosen.init)
+        defaults |= {"encoder": begun.model.encoder, "fbank_mean": begun.scale.mean, "fbank_std": begun.scale.std}
     elif chosen.preset in PRESETS:
         defaults["encoder"] = PRESETS[chosen.preset]().encoder
     default = FinetuneConfig(data=tyro.MISSING, out=tyro.MISSING, **defaults)
