@@ -60,11 +60,13 @@ class PixelDecoder(nn.Module):
     def forward(self, features: Features, visible: Tensor, attentive: Tensor) -> Tensor:
         """Features of the visible tokens [B, V], attentive [B, K, D] of the other side -> patches [B, N, P]."""
         cls, tokens = self.embed(features.cls).unsqueeze(1), self.embed(features.tokens)
+        # Also under autocast the residual stream is float32: bf16 would round away what a block adds to it.
+        cls, tokens = cls.to(self.mask_token.dtype), tokens.to(self.mask_token.dtype)
         if self.condition is not None:
             tokens = self.condition(tokens, attentive)
         patches = self.mask_token.expand(-1, self.pos_embed.shape[1], -1)
         x = put(patches, visible, tokens) + self.pos_embed
-        x = torch.cat([cls.to(x.dtype), x], dim=1)
+        x = torch.cat([cls, x], dim=1)
         context = (attentive,) if self.in_blocks else ()
         x = run_blocks(self.blocks, x, *context, recompute=self.recompute)
         return self.predict(self.norm(x))[:, 1:]
@@ -99,5 +101,6 @@ class EmbeddingDecoder(nn.Module):
         """
         queries = self.queries.expand(context.shape[0], -1, -1)
         x = self.embed(queries if hints is None else queries + hints)
+        x = x.to(queries.dtype)  # the residual stream is float32, as the pixel decoder's
         x = run_blocks(self.blocks, x, context, recompute=self.recompute)
         return self.predict(self.norm(x))

@@ -115,6 +115,11 @@ def drawn_aside() -> Iterator[None]:
         yield
 
 
+def without_autocast(x: Tensor) -> torch.autocast:
+    """A context in which products of tensors like x are taken in their own dtype: for scores, which are compared."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def take(x: Tensor, index: Tensor) -> Tensor:
     """Rows index [B, K] of x [B, N, D] -> [B, K, D]."""
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))

@@ -11,7 +11,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
-from training.methods.shared.blocks import LayerNorm, init_linears, run_blocks, self_block, take
+from training.methods.shared.blocks import LayerNorm, init_linears, run_blocks, self_block, take, without_autocast
 from training.methods.shared.config_values import check_sizes
 from training.methods.shared.patches import PATCH, sincos_positions
 
@@ -91,14 +91,19 @@ def cls_attention(block: Block, x: Tensor) -> Tensor:
     """Attention [B, N] of [CLS] to the patches in a block whose input is x [B, 1 + N, D], mean over heads.
 
     The fused attention of the main path keeps no weights, so this one row is computed apart. q.(W_k x) is taken as
-    (q W_k).x, which spares the keys; the key bias adds the same to every score of a row, and softmax forgets it.
+    (q W_k).x, which spares the keys; the key bias adds the same to every score of a row, and softmax forgets it. In
+    float32 also under autocast: bf16 has so few values that tokens would tie, and chance would choose among them.
     """
     attn = block.attn
     assert isinstance(attn, Attention)
-    x = block.norm1(x)
+    with without_autocast(x):
+        return _cls_attention(attn, block.norm1(x))
+
+
+def _cls_attention(attn: Attention, x: Tensor) -> Tensor:
     weight_q, weight_k, _ = attn.qkv.weight.chunk(3)
     bias_q, _, _ = attn.qkv.bias.chunk(3)
     q = F.linear(x[:, 0], weight_q, bias_q).unflatten(-1, (attn.num_heads, -1))  # [B, heads, D / heads]
     q = torch.einsum("bhd,hdc->bhc", q, weight_k.unflatten(0, (attn.num_heads, -1)))
-    scores = torch.einsum("bhc,bnc->bhn", q, x).float() * attn.scale
+    scores = torch.einsum("bhc,bnc->bhn", q, x) * attn.scale
     return scores.softmax(dim=-1).mean(dim=1)[:, 1:]
