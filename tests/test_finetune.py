@@ -241,6 +241,7 @@ def test_a_step_is_taken_on_the_device_and_never_waits_for_it(monkeypatch):
             inputs = Inputs(
                 image=torch.empty(3, 3, 224, 224),
                 fbank=torch.empty(3, 1024, 128),
+                valid_frames=torch.empty(3, dtype=torch.int64),
                 seeds=torch.empty(3, dtype=torch.int64),
                 numbers=numbers,
             )

@@ -36,7 +36,7 @@ from training.resume import check_same_run, checkpoint_to_resume, going_on, how_
 from training.run_folder import METRICS_FILE, StepLog, keys_file, lock_run
 from training.stream.ahead import check_cache
 from training.stream.index import DatasetIndex
-from training.stream.loader import Batch, Normalise, load
+from training.stream.loader import Batch, Normalise, count_valid_frames, load
 from training.stream.order import Place, SampleStream
 from training.stream.shares import rank_shares
 from training.stream.waiting import StopWaiting
@@ -56,6 +56,7 @@ class Inputs:
 
     image: Tensor  # float [B, 3, 224, 224], normalised
     fbank: Tensor  # float [B, 1024, 128], normalised
+    valid_frames: Tensor  # int64 [B], the fbank's rows before padding
     seeds: Tensor  # int64 [B], of every random choice for the sample
     numbers: Tensor  # int64 [B], sample numbers in the index; on the CPU
 
@@ -238,11 +239,15 @@ class Loop:
             window.replaced += batch.replaced
             if self.keys_log is not None:
                 self.keys_log.write({"step": self.step + 1, "keys": batch.keys})
-            image, fbank = self.normalise(
-                batch.image[:, 0].to(device, non_blocking=True), batch.fbank.to(device, non_blocking=True)
+            stored = batch.fbank.to(device, non_blocking=True)
+            image, fbank = self.normalise(batch.image[:, 0].to(device, non_blocking=True), stored)
+            yield Inputs(
+                image=image,
+                fbank=fbank,
+                valid_frames=count_valid_frames(stored),
+                seeds=batch.seeds.to(device, non_blocking=True),
+                numbers=batch.numbers,
             )
-            seeds = batch.seeds.to(device, non_blocking=True)
-            yield Inputs(image=image, fbank=fbank, seeds=seeds, numbers=batch.numbers)
 
     # ---------------------------------------------------------------- what it reads
 

@@ -109,7 +109,7 @@ class Pretraining:
     def losses(self, model: nn.Module, inputs: Inputs, piece: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 13 and its parts."""
         cached = self._cached[piece] if self.needs_all_pieces else None
-        output = model(inputs.image, inputs.fbank, inputs.seeds, cached)
+        output = model(inputs.image, inputs.fbank, inputs.seeds, cached, inputs.valid_frames)
         return output.loss, output.parts
 
     def after_step(self, done: float, in_all: float) -> None:
@@ -120,7 +120,7 @@ class Pretraining:
 
     def diagnose(self, inputs: Inputs) -> dict[str, Tensor]:
         """What docs/model.md lists."""
-        return diagnose(self.weights, inputs.image, inputs.fbank, inputs.seeds)
+        return diagnose(self.weights, inputs.image, inputs.fbank, inputs.seeds, inputs.valid_frames)
 
     def flops_per_sample(self) -> int | None:
         """Of the whole model, counted."""

@@ -16,6 +16,7 @@ from training.finetune.labels import Task
 from training.first_stage import FbankScale, read_first_stage
 from training.methods.crossmae.config import config_from_dict
 from training.methods.shared.encoder import Encoder, EncoderConfig, Features
+from training.methods.shared.padding import valid_tokens
 from training.methods.shared.patches import FBANK_SHAPE, IMAGE_CHANNELS, IMAGE_SHAPE
 from training.stream.loader import Normalise
 
@@ -60,16 +61,23 @@ class Classifier(nn.Module):
             self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
             self.register_buffer("steps_averaged", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, image: Tensor, fbank: Tensor) -> Tensor:
-        """Scores before the sigmoid or softmax, float [B, C], of images [B, 3, 224, 224] and fbanks [B, 1024, 128]."""
-        audio = None if self.audio_encoder is None else self.audio_features(fbank)
+    def forward(self, image: Tensor, fbank: Tensor, valid_frames: Tensor | None = None) -> Tensor:
+        """Scores before the sigmoid or softmax, float [B, C], of images [B, 3, 224, 224] and fbanks [B, 1024, 128].
+
+        valid_frames as of `audio_features`.
+        """
+        audio = None if self.audio_encoder is None else self.audio_features(fbank, valid_frames)
         video = None if self.image_encoder is None else self.image_features(image)
         return self.classify(audio, video)
 
-    def audio_features(self, fbank: Tensor) -> Tensor:
-        """Pooled features [B, D] of fbanks [B, 1024, 128], normalised."""
+    def audio_features(self, fbank: Tensor, valid_frames: Tensor | None = None) -> Tensor:
+        """Pooled features [B, D] of fbanks [B, 1024, 128], normalised.
+
+        valid_frames int64 [B], their rows before padding, are looked at with encoder.padding `left_out` alone.
+        """
         assert self.audio_encoder is not None
-        return self._pooled(self.audio_encoder(fbank.unsqueeze(1)))
+        is_valid = valid_tokens(self.encoder.padding, valid_frames)
+        return self._pooled(self.audio_encoder(fbank.unsqueeze(1), None, is_valid))
 
     def image_features(self, image: Tensor) -> Tensor:
         """Pooled features [B, D] of images [B, 3, 224, 224], normalised."""

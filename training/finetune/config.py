@@ -77,6 +77,11 @@ class FinetuneConfig(RunConfig):
                 )
         if self.average_from is not None and not 0 <= self.average_from < 1:
             raise ValueError(f"--average-from is a share of the steps, 0 to below 1, got {self.average_from}")
+        if self.augment.shift and self.encoder.padding == "left_out":
+            raise ValueError(
+                f"--augment.shift {self.augment.shift} rolls the padding in among the rows of sound, where"
+                " --encoder.padding left_out does not find it: give --augment.shift 0, or --encoder.padding counted"
+            )
         if self.balanced and (self.shuffle == "block" or self.weights is not None):
             raise ValueError(
                 "--balanced draws from all samples: it goes neither with --shuffle block nor with --weights"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from shards_spec.errors import UserError
 from training.config import OptimizerConfig
-from training.finetune.augment import augment
+from training.finetune.augment import augment, mixed_frames
 from training.finetune.balanced import BalancedStream, sample_weights
 from training.finetune.classifier import Classifier, copy_fixed, follow, load_encoders
 from training.finetune.config import FinetuneConfig
@@ -123,7 +123,7 @@ class Finetuning:
             std=config.fbank_std,
         )
         targets = smooth(targets, config.label_smoothing)
-        scores = model(image, fbank).float()
+        scores = model(image, fbank, mixed_frames(inputs.valid_frames, inputs.seeds, config.augment)).float()
         if config.loss == "ce":
             return F.cross_entropy(scores, targets), {}
         return F.binary_cross_entropy_with_logits(scores, targets), {}
