@@ -65,7 +65,7 @@ class FirstStage:
             UserError: they are not.
         """
         theirs, ours = asdict(self.model.encoder), asdict(encoder)
-        if differing := [name for name in ours if theirs[name] != ours[name]]:
+        if differing := [name for name in ("dim", "depth", "heads") if theirs[name] != ours[name]]:
             them = ", ".join(f"{name} {theirs[name]}" for name in differing)
             us = ", ".join(f"{name} {ours[name]}" for name in differing)
             flags = " ".join(f"{flag}.{name} {theirs[name]}" for name in differing)
