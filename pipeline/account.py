@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.plan import Plan
@@ -90,7 +91,7 @@ def take_account(folder: Place, plan: Plan) -> Account:
     """Reads the tables of all shards, in order.
 
     Raises:
-        UserError: a table is damaged, or is not the plan's.
+        UserError: a table is damaged, is not the plan's, or holds a sample without statistics.
     """
     shards = []
     failures: Counter[str] = Counter()
@@ -105,6 +106,11 @@ def take_account(folder: Place, plan: Plan) -> Account:
         if table["key"].to_pylist() != planned.to_pylist():
             raise UserError(f"{parquet} holds other clips than the plan: remove it and run the same command again")
         tar = parquet.with_suffix(".tar").name
+        if key := _without_mean(table):
+            raise UserError(
+                f"{parquet}: the fbank of sample {key} is not finite, as earlier versions wrote it for damaged sound: "
+                "remove this file and run the same make-shards command again"
+            )
         shards.append(ShardInfo(name=tar, **{k: facts[k] for k in ("samples", "failed", "bytes", "sha256")}))
         for name, values in sums.items():
             values.append(pc.sum(table[name]).as_py() or 0)
@@ -124,6 +130,15 @@ def take_account(folder: Place, plan: Plan) -> Account:
         fbank_sum=math.fsum(sums["fbank_sum"]),
         fbank_sumsq=math.fsum(sums["fbank_sumsq"]),
     )
+
+
+def _without_mean(table: pa.Table) -> str | None:
+    """The key of a sample with which the dataset would have no mean and no standard deviation."""
+    for name in ("fbank_sum", "fbank_sumsq"):
+        keys = table.filter(pc.invert(pc.is_finite(table[name])))["key"]
+        if len(keys):
+            return str(keys[0].as_py())
+    return None
 
 
 def _printable(text: str) -> str:

@@ -20,6 +20,9 @@ from shards_spec.sample import SAMPLE_RATE
 # Timestamps are rounded (Matroska: to 1 ms) and clocks drift: only a larger jump is a gap, as in FFmpeg's aresample.
 GAP = 0.1  # seconds
 
+# Times full scale. Codecs that compute in floating point overshoot, perhaps by 4; 60 dB over full scale is damage.
+LOUDEST = 1000.0
+
 _BANK_OUTPUTS = 128  # samples computed together, at least
 _BANK_GROUPS = 4
 _LONGEST_PERIOD = 640  # samples at SAMPLE_RATE: that of 11,025 Hz
@@ -68,7 +71,8 @@ def channel_sum(frame: av.AudioFrame) -> tuple[npt.NDArray[np.float32], int, flo
     else:
         number = frame.layout.nb_channels
         channels = np.frombuffer(planes[0], dtype, count * number).reshape(count, number).T
-    total = channels.sum(0, dtype=np.float32) - np.float32(silence * len(channels))
+    with np.errstate(over="ignore"):  # infinite then, which `check_samples` finds
+        total = channels.sum(0, dtype=np.float32) - np.float32(silence * len(channels))
     return total, len(channels), 1 / (full_scale * len(channels))
 
 
@@ -90,6 +94,20 @@ def place(runs: Sequence[AudioRun], begin: float, end: float) -> npt.NDArray[np.
         waveform[offset : offset + len(samples)] = samples
         filled = max(filled, offset + len(samples)) if len(samples) else filled
     return waveform[:filled]
+
+
+def check_samples(waveform: npt.NDArray[np.float32]) -> None:
+    """Whether a waveform is one: a single damaged sample would make the fbank, and the mean of a dataset, infinite.
+
+    Raises:
+        ClipError: `decode_error`, samples that are no numbers, or beyond any sound.
+    """
+    if not np.isfinite(waveform).all():
+        raise ClipError("decode_error", "the sound is damaged: it has samples that are no numbers")
+    peak = float(np.abs(waveform).max(initial=0.0))
+    if peak > LOUDEST:
+        told = f"the sound is damaged: a sample is {peak:.3g} times full scale, what sounds is at most {LOUDEST:g}"
+        raise ClipError("decode_error", told)
 
 
 def resample(samples: npt.NDArray[np.float32], rate: int) -> npt.NDArray[np.float32]:

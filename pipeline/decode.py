@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import decode_decord, decode_pair, decode_pyav
-from pipeline.audio import place
+from pipeline.audio import check_samples, place
 from pipeline.clip_error import ClipError
 from pipeline.frame import FrameFit
 from pipeline.media_file import RawClip
@@ -98,8 +98,7 @@ def _clip(raw: RawClip, decoder: str) -> DecodedClip:
         raise ClipError(
             "too_short", f"no sound between {raw.segment.begin:.3f} and {raw.segment.end:.3f} s of the file"
         )
-    if not np.isfinite(waveform).all():
-        raise ClipError("decode_error", "the sound has samples that are no numbers")
+    check_samples(waveform)
     return DecodedClip(
         waveform=waveform,
         frame=raw.frames[0],

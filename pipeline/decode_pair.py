@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.clip_error import ClipError
 from pipeline.decode_pyav import Sound, scale
+from pipeline.file_errors import is_of_the_machine
 from pipeline.frame import UPRIGHT, FrameFit, finish, scaled_size
 from pipeline.media_file import RawClip, demux, open_media, packet_end, start_of
 from pipeline.timeline import ClipRequest, Segment, locate
@@ -103,4 +104,6 @@ def _image(path: Path) -> npt.NDArray[np.uint8]:
     except PermissionError as error:
         raise ClipError("unreadable", f"{path.name}: permission denied") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if is_of_the_machine(error):
+            raise
         raise ClipError("decode_error", f"{path.name}: {' '.join(str(error).split())}") from error

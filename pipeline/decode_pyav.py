@@ -1,8 +1,8 @@
 """Decoding one segment of a file with PyAV: one open, one pass over the packets, for sound and frames together."""
 
-import contextlib
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,36 @@ from av.container import InputContainer
 
 from pipeline.audio import GAP, AudioRun, channel_sum
 from pipeline.clip_error import ClipError
-from pipeline.frame import UPRIGHT, FrameFit, Orientation, finish, orientation, scaled_size
+from pipeline.frame import (
+    UNCUT,
+    UPRIGHT,
+    Crop,
+    FrameFit,
+    Orientation,
+    cut,
+    finish,
+    orientation,
+    scaled_size,
+    shown_size,
+)
+from pipeline.frame_picker import LEADS, FramePicker
 from pipeline.media_file import (
     MICROSECONDS,
     RawClip,
+    container_crop,
     demux,
-    header_duration,
-    measured_duration,
+    locate_in,
+    may_leap,
     open_media,
     pick_streams,
     start_of,
+    timeline_of,
     timestamp,
 )
-from pipeline.timeline import FRAME_TOLERANCE, ClipRequest, Segment, cut_off, is_cut_off, locate
+from pipeline.timeline import ClipRequest, Located, Segment
 
 _SEEK_FROM = 5.0  # seconds: reading over less costs less than a seek
+_CHANGES_HEADERS = ("flv",)  # containers that may state a decoder's new headers at any place, and only there
 _PREROLL = 0.5  # seconds of audio decoded before the segment, until codecs that look back are settled
 _SCALING = 0x4 | 0x40000 | 0x2000  # SWS_BICUBIC, SWS_ACCURATE_RND, SWS_FULL_CHR_H_INT (PyAV 17 names only the first)
 
@@ -45,36 +60,41 @@ def decode(path: Path, *, request: ClipRequest, frame_fit: FrameFit) -> RawClip:
     Raises:
         ClipError: any reason of a file that gives no sample.
     """
-    segment: Segment | None = None
-    duration: float | None = None
-    is_careful = False
+    located: Located | None = None
+    leads = iter(LEADS)
+    lead = next(leads)
     try:
         while True:
-            with open_media(path, quick=not is_careful) as container:
-                if duration is None:
-                    duration = header_duration(container) or measured_duration(path)
-                if segment is None:
-                    segment = locate(request, duration)
-                reading = _Reading(container, segment, is_careful=is_careful)
+            with open_media(path, quick=not lead) as container:
+                located = located or locate_in(path, container, request)
+                reading = _Reading(container, located, lead=lead)
                 reading.run()
-                if is_cut_off(segment, reading.end):
-                    # The header promises more than the file holds: the middle is that of what exists.
-                    duration = reading.end
-                    segment = cut_off(segment, duration)
-                elif reading.has_missed and not is_careful:
-                    is_careful = True
+                corrected = located.after_reading(request, reading.end, reading.timeline)
+                if corrected is not None:
+                    located = corrected
+                elif reading.has_missed and lead < LEADS[-1]:
+                    lead = next(leads) if reading.has_passed_over else LEADS[-1]
                 else:
-                    return reading.raw_clip(duration, frame_fit)
+                    return reading.raw_clip(path, frame_fit)
     except MemoryError:
         raise
     except av.error.FFmpegError as error:
         raise ClipError("decode_error", str(error)) from error
 
 
-def picture(frame: av.VideoFrame, pixel_aspect: float, frame_fit: FrameFit) -> npt.NDArray[np.uint8]:
-    """The stored picture of a decoded frame, uint8 [FRAME_SIZE, FRAME_SIZE, 3] RGB, in one pass of swscale."""
-    size = scaled_size(frame.width, frame.height, pixel_aspect=pixel_aspect, frame_fit=frame_fit)
-    return finish(scale(frame, size), display_orientation(frame))
+def picture(
+    frame: av.VideoFrame, pixel_aspect: float, frame_fit: FrameFit, crop: Crop = UNCUT
+) -> npt.NDArray[np.uint8]:
+    """The stored picture of a decoded frame, uint8 [FRAME_SIZE, FRAME_SIZE, 3] RGB, in one pass of swscale.
+
+    A frame of which a part is not to be shown takes two: colour planes that are smaller cannot be cut anywhere.
+    """
+    width, height = shown_size(frame.width, frame.height, crop)
+    size = scaled_size(width, height, pixel_aspect=pixel_aspect, frame_fit=frame_fit)
+    if (width, height) == (frame.width, frame.height):
+        return finish(scale(frame, size), display_orientation(frame))
+    part = av.VideoFrame.from_ndarray(cut(scale(frame, (frame.width, frame.height)), crop), format="rgb24")
+    return finish(scale(part, size), display_orientation(frame))
 
 
 def scale(frame: av.VideoFrame, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -102,189 +122,96 @@ def display_orientation(frame: av.VideoFrame) -> Orientation:
 class _Reading:
     """One pass over the packets of a file."""
 
-    def __init__(self, container: InputContainer, segment: Segment, *, is_careful: bool) -> None:
-        """`is_careful`: decode everything from the file's start, trusting no seek and no keyframe."""
-        self._container, self._segment, self._is_careful = container, segment, is_careful
+    def __init__(self, container: InputContainer, located: Located, *, lead: float) -> None:
+        """`lead`: as of FramePicker."""
+        segment = located.segment
+        self._container, self._located, self._segment, self._lead = container, located, segment, lead
         self._streams = pick_streams(container)
         self._start = start_of(container)
+        self._may_seek = not (located.has_jumped or may_leap(container) or container.format.name in _CHANGES_HEADERS)
         self._has_sought = False
+        self.timeline = timeline_of(container)
         self.end = math.inf  # of the file, where it was read to its end
         self._sound = Sound(self._streams.audio, self._start, segment)
-        self._frames = _FramePicker(self._streams.video, self._start, segment.targets, from_start=is_careful)
+        self._frames = FramePicker(self._streams.video, self._start, segment.targets, lead=lead)
 
     def run(self) -> None:
-        """Reads until sound and frames of the segment are decoded."""
-        if self._segment.begin > _SEEK_FROM and not self._is_careful:
-            # A file without an index is read from its start, where it still stands.
-            with contextlib.suppress(av.error.FFmpegError):
-                time = self._segment.begin - _PREROLL + self._start
-                self._container.seek(int(time * MICROSECONDS), backward=True)
-                self._has_sought = True
+        """Reads until sound and frames of the segment are decoded, and to the file's end where that may move it."""
+        packets = demux(self._container, self._streams.video, self._streams.audio, timeline=self.timeline)
         sound, frames = self._sound, self._frames
         video_index = self._streams.video.index
-        for packet in demux(self._container, self._streams.video, self._streams.audio):
+        for packet in itertools.chain(self._seek(packets), packets):
             if packet.stream_index == video_index:
                 frames.feed(packet)
             else:
                 sound.feed(packet)
-            if frames.is_done and sound.is_done:
+            is_known = self._located.is_measured or (self._located.is_sure and not self.timeline.has_jumped)
+            if frames.is_done and sound.is_done and is_known:
                 break
         else:
             self.end = max(frames.end, sound.end)
         frames.finish()
         sound.finish()
 
+    def _seek(self, packets: Iterator[av.Packet]) -> list[av.Packet]:
+        """Goes to the segment, where that saves reading and loses nothing; returns what was read and is still needed.
+
+        A file without an index is read from its start, where it still stands.
+        """
+        time = self._segment.begin - self._lead
+        if not time > _SEEK_FROM or not self._may_seek:
+            return []
+        read = []
+        for packet in packets:
+            read.append(packet)
+            if packet.stream_index == self._streams.video.index:
+                break
+        else:
+            return read
+        if not self._frames.may_begin_later(packet):
+            return read
+        try:
+            self._container.seek(int((time - _PREROLL + self._start) * MICROSECONDS), backward=True)
+        except av.error.FFmpegError:
+            return read
+        self._has_sought = True
+        self.timeline.sought()
+        self._frames.pass_over(packet)
+        return []
+
+    @property
+    def has_passed_over(self) -> bool:
+        """Whether there is more to read, or to decode, before what was."""
+        return self._has_sought or self._frames.has_passed_over
+
     @property
     def has_missed(self) -> bool:
         """Whether something is missing that reading from the file's start may give."""
         is_late = self._has_sought and self._sound.begin > self._segment.begin + GAP
-        return is_late or self._frames.has_missed or not self._frames.is_done
+        return is_late or self._frames.has_missed
 
-    def raw_clip(self, duration: float, frame_fit: FrameFit) -> RawClip:
+    def raw_clip(self, path: Path, frame_fit: FrameFit) -> RawClip:
         """What was read. Must be called while the container is open."""
         video = self._streams.video
         picked = self._frames.picked(self._segment)
         rate, channels = self._sound.source()
         pixel_aspect = float(video.sample_aspect_ratio or video.codec_context.sample_aspect_ratio or 1)
-        width, height = picked[0].width, picked[0].height
+        crop = container_crop(path, self._container, video)
+        width, height = shown_size(picked[0].width, picked[0].height, crop)
         is_transposed = display_orientation(picked[0])[0]
         fps = video.average_rate or video.guessed_rate
         return RawClip(
             segment=self._segment,
             runs=self._sound.runs(),
-            frames=[picture(frame, pixel_aspect, frame_fit) for frame in picked],
+            frames=[picture(frame, pixel_aspect, frame_fit, crop) for frame in picked],
             frame_times=[self._frames.time_of(frame) for frame in picked],
-            duration=duration,
+            duration=self._located.duration,
             fps=float(fps) if fps else 0.0,
             width=height if is_transposed else width,
             height=width if is_transposed else height,
             sample_rate=rate,
             channels=channels,
         )
-
-
-class _FramePicker:
-    """Takes, for each wanted time, the frame on display: the last one at or before it.
-
-    Packets are kept, not decoded, until one is due later than the wanted time. A keyframe at or before the
-    wanted time makes the packets before it superfluous. So no more is decoded than from the last keyframe on,
-    without a seek, and the time of the wanted frame is known before any decoding.
-    """
-
-    def __init__(self, stream: av.VideoStream, start: float, targets: Sequence[float], *, from_start: bool) -> None:
-        """`from_start`: use no keyframe but the first."""
-        self._codec, self._from_start = stream.codec_context, from_start
-        self._time_base, self._start = stream.time_base or Fraction(1), start
-        self._targets = [math.floor((time + start + FRAME_TOLERANCE) / self._time_base) for time in targets]
-        self._wanted = sorted(set(self._targets))
-        self._taken: dict[int, av.VideoFrame] = {}
-        self._pending: list[av.Packet] = []
-        self._last: av.VideoFrame | None = None  # the last decoded one
-        self._last_time, self._last_duration = -math.inf, 0  # of the packets so far
-        self._announced: list[int] = []  # times of the frames in the packets so far
-        self._shown: int | None = None  # of those, the time of the first wanted frame, once that is sure
-        self._is_after_jump = False
-        self._errors = 0
-        self.has_missed = False  # a frame taken is not the one that the packets announced
-
-    @property
-    def is_done(self) -> bool:
-        """Whether every wanted frame is found."""
-        return not self._wanted
-
-    @property
-    def end(self) -> float:
-        """Seconds on the file's timeline at which the last frame ends that a packet was read of."""
-        return float((self._last_time + self._last_duration) * self._time_base) - self._start
-
-    def time_of(self, frame: av.VideoFrame) -> float:
-        """Seconds on the file's timeline."""
-        return float((timestamp(frame) or 0) * self._time_base) - self._start
-
-    def picked(self, segment: Segment) -> list[av.VideoFrame]:
-        """The frame of each wanted time, in the order in which they were asked for.
-
-        Raises:
-            ClipError: `decode_error`, `too_short`.
-        """
-        frames = [self._taken.get(target) for target in self._targets]
-        found = [frame for frame in frames if frame is not None and self.time_of(frame) <= segment.end]
-        if len(found) == len(frames):
-            return found
-        if self._errors:
-            raise ClipError("decode_error", f"no frame could be decoded, {self._errors} packets are damaged")
-        raise ClipError("too_short", f"no frame between {segment.begin:.3f} and {segment.end:.3f} s of the file")
-
-    def feed(self, packet: av.Packet) -> None:
-        """Takes the next packet in file order."""
-        pts = packet.pts
-        time = pts if pts is not None else packet.dts
-        if time is not None and time >= self._last_time:
-            self._last_time, self._last_duration = time, packet.duration or 0
-        if not self._wanted:
-            return
-        if pts is not None and not packet.is_discard:
-            self._announced.append(pts)
-        if packet.is_keyframe and time is not None and time <= self._wanted[0] and not self._from_start:
-            self._pending.clear()
-            self._is_after_jump = True
-        self._pending.append(packet)
-        due = packet.dts if packet.dts is not None else pts
-        if due is None or due > self._wanted[0]:
-            self._decode_pending()
-
-    def finish(self) -> None:
-        """No packet is to come: the last frame stays on display."""
-        if self._wanted:
-            self._decode_pending()
-        if self._wanted:
-            self._decode(None)
-        while self._wanted and self._last is not None:
-            self._take(self._last)
-
-    def _decode_pending(self) -> None:
-        if self._is_after_jump:
-            self._codec.flush_buffers()
-            self._last, self._is_after_jump = None, False
-        # Every packet up to the wanted time is here, so the wanted frame's own time is known. In H.264, frames
-        # before it that no other frame is predicted from (with B-frames: half of them) need no decoding.
-        shown = self._shown = self._announced_for(self._wanted[0])
-        may_skip = self._codec.name == "h264" and not self._from_start and shown is not None
-        for packet in self._pending:
-            if may_skip:
-                is_earlier = shown is not None and packet.pts is not None and packet.pts < shown
-                self._codec.skip_frame = "NONREF" if is_earlier else "DEFAULT"
-            self._decode(packet)
-            if not self._wanted:
-                break
-        self._pending.clear()
-
-    def _decode(self, packet: av.Packet | None) -> None:
-        try:
-            frames = self._codec.decode(packet)
-        except MemoryError:  # no damage: what a clip gives must not depend on the memory that there is
-            raise
-        except av.error.FFmpegError:
-            self._errors += 1
-            return
-        for frame in frames:
-            time = timestamp(frame)
-            while self._wanted and time is not None and time > self._wanted[0]:
-                self._take(self._last or frame)
-            if self._wanted and self._shown is not None and frame.pts == self._shown:
-                self._take(frame)
-            self._last = frame
-
-    def _take(self, frame: av.VideoFrame) -> None:
-        # Between a keyframe and the wanted frame, codecs may drop frames that refer to others before the keyframe.
-        wanted = self._wanted.pop(0)
-        self.has_missed = self.has_missed or self._announced_for(wanted) not in (None, frame.pts)
-        self._taken[wanted] = frame
-        self._shown = None
-
-    def _announced_for(self, wanted: int) -> int | None:
-        """The time of the frame on display at `wanted`, as far as packets say it that were read."""
-        return max((time for time in self._announced if time <= wanted), default=None)
 
 
 class Sound:

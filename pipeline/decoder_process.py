@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from pipeline.clip_error import ClipError
 from pipeline.encode_sample import Encoded
+from pipeline.file_errors import is_of_the_machine
 from pipeline.memory_limit import limit_own_memory, resident, shown
 from shards_spec.tables import Reason
 
@@ -49,6 +50,13 @@ class _Defect(NamedTuple):
 
 class _OutOfMemory(NamedTuple):
     """The clip, with what earlier ones left in the child, needs more memory than it may take."""
+
+
+class _MachineTrouble(NamedTuple):
+    """An error of the file system that says nothing about the clip: errno, and the file that it was met with."""
+
+    number: int
+    path: str
 
 
 class DecoderDefectError(RuntimeError):
@@ -120,6 +128,7 @@ class DecoderProcess:
 
         Raises:
             DecoderDefectError: the program, not the clip, is at fault.
+            OSError: the machine is: it cannot open files, or does not reach them.
             StoppedError: `stop` was set.
         """
         waiting = iter(jobs)
@@ -141,10 +150,12 @@ class DecoderProcess:
                     self._send(job)
             is_fresh = self._answers == 0
             outcome = self._answer(sent[0])
-            if isinstance(outcome, _OutOfMemory):
+            if isinstance(outcome, _OutOfMemory | _MachineTrouble):
                 self._end()
                 if not is_fresh:
                     continue  # once more, in a new child: what it needs must not depend on the clips before it
+                if isinstance(outcome, _MachineTrouble):
+                    raise OSError(outcome.number, os.strerror(outcome.number), outcome.path)
                 outcome = Failure("crashed", f"needs more memory than --worker-memory {shown(self._memory)}")
             sent.popleft()
             yield outcome
@@ -178,7 +189,7 @@ class DecoderProcess:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died: the answer will be missing
             self._connection.send(job)
 
-    def _answer(self, job: Job) -> Encoded | Failure | _OutOfMemory:
+    def _answer(self, job: Job) -> Encoded | Failure | _OutOfMemory | _MachineTrouble:
         assert self._connection is not None
         try:
             if not self._wait(self._timeout):
@@ -193,7 +204,7 @@ class DecoderProcess:
         if isinstance(answer, _Defect):
             path, row = job
             raise DecoderDefectError(f"clip {row['key']} ({path}): {answer.trace}")
-        assert isinstance(answer, Encoded | Failure | _OutOfMemory)
+        assert isinstance(answer, Encoded | Failure | _OutOfMemory | _MachineTrouble)
         return answer
 
     def _wait(self, seconds: float) -> bool:
@@ -248,9 +259,11 @@ def _serve(connection: "Connection[Any, Any]", make: Make, memory: int) -> None:
             connection.send(_attempt(make, path, row))
 
 
-def _attempt(make: Make, path: Path, row: dict[str, Any]) -> Encoded | Failure | _OutOfMemory | _Defect:
-    """Exceptions become answers. Those of the file system, of memory and from inside a decoder are the clip's fault;
-    any other is ours, and stops the run."""
+def _attempt(
+    make: Make, path: Path, row: dict[str, Any]
+) -> Encoded | Failure | _OutOfMemory | _MachineTrouble | _Defect:
+    """Exceptions become answers. Those of a file, of memory and from inside a decoder are the clip's fault; those of
+    the machine and any other, which is ours, stop the run."""
     try:
         return make(path, row)
     except ClipError as error:
@@ -258,6 +271,9 @@ def _attempt(make: Make, path: Path, row: dict[str, Any]) -> Encoded | Failure |
     except MemoryError:
         return _OutOfMemory()
     except OSError as error:
+        if is_of_the_machine(error):
+            assert error.errno is not None
+            return _MachineTrouble(error.errno, str(error.filename or path))
         return Failure("decode_error", _one_line(error))
     except Exception as error:  # noqa: BLE001 (nothing is swallowed: it goes to the parent, which raises it)
         if _from_decoder(error):

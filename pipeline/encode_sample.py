@@ -13,6 +13,7 @@ from threadpoolctl import ThreadpoolController
 
 from pipeline.annotations import annotated
 from pipeline.clip_error import ClipError
+from pipeline.file_errors import unreadable
 from shards_spec.quiet import NEAR_SILENCE, kind_of, loudest, rows_of
 from shards_spec.sample import (
     AUDIO_MEMBER,
@@ -73,6 +74,7 @@ def make_sample(path: Path, row: dict[str, Any], *, options: SampleOptions) -> E
 
     Raises:
         ClipError: the clip gives no sample.
+        OSError: the machine cannot open or read files, whatever is in them.
     """
     # Imported here: the parent of the decoder processes names this function without needing a decoder.
     from pipeline.decode import decode_clip
@@ -82,6 +84,8 @@ def make_sample(path: Path, row: dict[str, Any], *, options: SampleOptions) -> E
             raise ClipError("empty_file", "the file has 0 bytes")
     except FileNotFoundError:
         raise ClipError("missing", "the file is gone since the plan was made") from None
+    except OSError as error:
+        raise unreadable(error, path) from error
     picture = row.get("picture_file")
     is_own = picture is not None and row["ytid"] is None and row["named_start"] is None
     with _blas().limit(limits=1):

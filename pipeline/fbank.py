@@ -48,7 +48,7 @@ def fbank(waveform: _Array) -> tuple[npt.NDArray[np.float16], int]:
     """The fbank of a clip as it is stored.
 
     Args:
-        waveform: float32 [S], mono, SAMPLE_RATE, in [-1, 1]. Its mean is subtracted here.
+        waveform: float32 [S], mono, SAMPLE_RATE, in [-1, 1]; see `audio.check_samples`. Its mean is subtracted here.
 
     Returns:
         float16 [FBANK_FRAMES, FBANK_MELS] log-mel, zero rows at the end, and the number of rows before them:

@@ -5,7 +5,7 @@ picture of 224x224 costs nothing.
 """
 
 import io
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,18 @@ Orientation = tuple[bool, bool, bool]  # transpose, then mirror left-right, then
 UPRIGHT: Orientation = (False, False, False)
 
 
+class Crop(NamedTuple):
+    """Rows and columns at the edges of a coded picture, before it is turned, that are not to be shown."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
+UNCUT = Crop(top=0, bottom=0, left=0, right=0)
+
+
 def orientation(matrix: bytes) -> Orientation:
     """How to turn a coded picture for display, from a display matrix: nine 32-bit integers (a b u c d v x y w).
 
@@ -28,6 +40,20 @@ def orientation(matrix: bytes) -> Orientation:
     if abs(b) + abs(c) > abs(a) + abs(d):
         return True, c < 0, b < 0
     return False, a < 0, d < 0
+
+
+def shown_size(width: int, height: int, crop: Crop) -> tuple[int, int]:
+    """Width and height of what is left of a coded picture; all of it where nothing would be left."""
+    shown = width - crop.left - crop.right, height - crop.top - crop.bottom
+    return shown if min(shown) > 0 else (width, height)
+
+
+def cut(image: npt.NDArray[np.uint8], crop: Crop) -> npt.NDArray[np.uint8]:
+    """What is to be shown of a coded picture, uint8 [H, W, 3], contiguous."""
+    height, width = image.shape[:2]
+    if shown_size(width, height, crop) == (width, height):
+        return np.ascontiguousarray(image)
+    return np.ascontiguousarray(image[crop.top : height - crop.bottom, crop.left : width - crop.right])
 
 
 def turn(image: npt.NDArray[np.uint8], how: Orientation) -> npt.NDArray[np.uint8]:

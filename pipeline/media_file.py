@@ -1,6 +1,8 @@
 """Opening a media file and reading its header with PyAV; what both decoders know of a file before they decode it."""
 
 import contextlib
+import errno
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +11,15 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
+from av.format import Flags
 
 from pipeline.audio import AudioRun
 from pipeline.clip_error import ClipError
-from pipeline.timeline import Segment
+from pipeline.containers import MEDIA_FORMATS
+from pipeline.file_errors import is_of_the_machine, machine_error, unreadable
+from pipeline.frame import UNCUT, Crop
+from pipeline.matroska import pixel_crop
+from pipeline.timeline import ClipRequest, Located, Segment, Timeline, locate, reaches
 
 MICROSECONDS = 1_000_000  # FFmpeg's unit for whole containers
 _PICTURES = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
@@ -29,7 +36,7 @@ class Streams:
 
 
 def open_media(path: Path, *, quick: bool = False) -> InputContainer:
-    """Opens a file; local data only, whatever a playlist inside it names.
+    """Opens a file of one of MEDIA_FORMATS: nothing but this file, whatever is written in it.
 
     Args:
         quick: decode no picture to learn about the video stream. For MP4, whose header says all that is needed,
@@ -38,8 +45,9 @@ def open_media(path: Path, *, quick: bool = False) -> InputContainer:
 
     Raises:
         ClipError: `empty_file`, `unreadable`.
+        OSError: the machine cannot open files.
     """
-    options = {"protocol_whitelist": "file"}
+    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(MEDIA_FORMATS)}
     if quick and path.suffix.lower() in _MP4_SUFFIXES:
         options |= {"skip_frame": "all", "threads": "1"}
     try:
@@ -47,7 +55,15 @@ def open_media(path: Path, *, quick: bool = False) -> InputContainer:
             raise ClipError("empty_file", "zero bytes")
         # "file:" keeps names that look like a protocol ("a:b.mp4") from being taken for one.
         return av.open(f"file:{path}", "r", options=options, metadata_errors="replace")
-    except (av.error.FFmpegError, OSError) as error:
+    except MemoryError:
+        raise
+    except OSError as error:
+        if error.errno == errno.EIO:  # FFmpeg says so of damaged headers too
+            raise ClipError("unreadable", f"no media container: {error.strerror}") from error
+        raise unreadable(error, path) from error
+    except av.error.ArgumentError as error:
+        raise ClipError("unreadable", "no media container, or one of a kind that is not opened") from error
+    except av.error.FFmpegError as error:
         raise ClipError("unreadable", f"no media container: {error.strerror}") from error
 
 
@@ -79,6 +95,13 @@ def pick_streams(container: InputContainer) -> Streams:
     return Streams(video=video, audio=audio)
 
 
+def container_crop(path: Path, container: InputContainer, video: av.VideoStream) -> Crop:
+    """What of the coded pictures the container says is not to be shown: Matroska's PixelCrop."""
+    if "matroska" not in container.format.name:
+        return UNCUT
+    return pixel_crop(path, [stream.index for stream in container.streams.video].index(video.index))
+
+
 def start_of(container: InputContainer) -> float:
     """The timestamp, in seconds, that is 0 on the file's timeline."""
     return (container.start_time or 0) / MICROSECONDS
@@ -89,16 +112,60 @@ def header_duration(container: InputContainer) -> float | None:
     return container.duration / MICROSECONDS if container.duration and container.duration > 0 else None
 
 
-def demux(container: InputContainer, *streams: av.stream.Stream) -> Iterator[av.Packet]:
-    """The packets of `streams` (all, if none are named) in file order; damaged places are passed over."""
+def timeline_of(container: InputContainer) -> Timeline:
+    """For the packets of a container from its start, or from where it was sought."""
+    promised = header_duration(container)
+    return Timeline(
+        start=start_of(container), promised=math.inf if promised is None else promised, may_leap=may_leap(container)
+    )
+
+
+def may_leap(container: InputContainer) -> bool:
+    """Whether the format's timestamps are a clock that may be set anew: then no time says where in the file it is."""
+    return Flags.ts_discont in Flags(container.format.flags)
+
+
+def demux(
+    container: InputContainer, *streams: av.stream.Stream, timeline: Timeline | None = None
+) -> Iterator[av.Packet]:
+    """The packets of `streams` (all, if none are named) in file order, their times on one timeline.
+
+    Damaged places are passed over.
+
+    Args:
+        timeline: a new one of `timeline_of`, for those who want to know what it has seen.
+
+    Raises:
+        OSError: the machine cannot read the file.
+    """
+    timeline = timeline or timeline_of(container)
+    units: dict[int, float] = {}  # seconds a tick, by stream: fractions are slow
+    for packet in _packets(container, streams):
+        index, time = packet.stream_index, packet.dts
+        unit = units.get(index) or units.setdefault(index, float(packet.time_base))
+        if time is None and packet.stream.type == "audio":
+            time = packet.pts
+        seconds = None if time is None else time * unit
+        if shift := timeline.shift(index, seconds, (packet.duration or 0) * unit):
+            ticks = round(shift / unit)
+            packet.pts = None if packet.pts is None else packet.pts + ticks
+            packet.dts = None if packet.dts is None else packet.dts + ticks
+        yield packet
+
+
+def _packets(container: InputContainer, streams: Sequence[av.stream.Stream]) -> Iterator[av.Packet]:
+    """Packets as the container gives them."""
     for _ in range(_BAD_READS):
         try:
             for packet in container.demux(*streams):
                 if packet.size:  # the last ones are empty: they tell decoders to end, which ours are told otherwise
                     yield packet
             return
-        except av.error.FFmpegError:
-            continue
+        except MemoryError:
+            raise
+        except av.error.FFmpegError as error:
+            if isinstance(error, OSError) and is_of_the_machine(error):
+                raise machine_error(error, Path(container.name.removeprefix("file:"))) from error
         except IndexError:
             return  # PyAV ends so, after the last packet, where damage made FFmpeg see one more stream
 
@@ -119,24 +186,37 @@ def timestamp(item: av.Packet | av.VideoFrame) -> int | None:
     return item.pts if item.pts is not None else item.dts
 
 
+def carries(packet: av.Packet, kind: str) -> bool:
+    """Whether a packet has side data of a kind, as PyAV names it. (Its own `has_sidedata` takes ten times as long.)"""
+    return any(data.data_type == kind for data in packet.iter_sidedata())
+
+
 def packet_end(packet: av.Packet) -> float | None:
     """Seconds at which a packet's content ends, as the stream counts time; None where it does not say."""
     begin = timestamp(packet)
     return None if begin is None else float((begin + (packet.duration or 0)) * packet.time_base)
 
 
-def measured_duration(path: Path) -> float:
-    """Seconds from the container's start to the end of the last packet: for files whose header does not say.
+def locate_in(path: Path, container: InputContainer, request: ClipRequest) -> Located:
+    """Where the segment lies: by the header; where that is silent, or promises too little, by all packets.
 
     Raises:
-        ClipError: as `open_media` and `pick_streams`; `too_short`, no packet has a timestamp.
+        ClipError: as `open_media`, `pick_streams` and `locate`; `too_short`, no packet has a timestamp.
     """
-    with open_media(path) as container:
-        streams = pick_streams(container)
-        ends = [end for packet in demux(container, streams.video, streams.audio) if (end := packet_end(packet))]
+    promised = header_duration(container)
+    if promised is not None and reaches(request, promised):
+        segment = locate(request, promised)
+        is_sure = locate(request, math.inf) == segment
+        return Located(segment=segment, duration=promised, is_measured=False, is_sure=is_sure)
+    with open_media(path) as whole:
+        streams, timeline = pick_streams(whole), timeline_of(whole)
+        packets = demux(whole, streams.video, streams.audio, timeline=timeline)
+        ends = [end for packet in packets if (end := packet_end(packet))]
         if not ends:
             raise ClipError("too_short", "no packet with a timestamp")
-        return max(ends) - start_of(container)
+        duration = max(ends) - start_of(whole)
+    segment, has_jumped = locate(request, duration), timeline.has_jumped
+    return Located(segment=segment, duration=duration, is_measured=True, is_sure=True, has_jumped=has_jumped)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -88,6 +89,11 @@ def dataset_from_json(content: bytes, path: Place) -> Dataset:
         version = facts["spec_version"]
         if version != SPEC_VERSION:
             raise UserError(f"{path} has spec_version {version}, this program reads {SPEC_VERSION}")
+        if not (math.isfinite(facts["mean"]) and math.isfinite(facts["std"])):
+            raise UserError(
+                f"{path} says that the fbank mean is {facts['mean']}, as earlier versions did where sound was damaged: "
+                "run the same make-shards command again"
+            )
         facts["shards"] = [ShardInfo(**_known(ShardInfo, shard)) for shard in facts["shards"]]
         if facts.get("quiet") is not None:
             facts["quiet"] = Quiet(**_known(Quiet, facts["quiet"]))

@@ -19,7 +19,7 @@ _BATCH = 64  # tables in memory
 Reason = Literal[
     "missing",  # no file for the clip
     "empty_file",  # zero bytes
-    "unreadable",  # no media container
+    "unreadable",  # no media container, or one that this user may not read
     "no_audio",
     "no_video",
     "too_short",  # less audio than one fbank window, or no frame

@@ -1,5 +1,6 @@
 """Clips whose frames and sounds say which ones they are."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,57 @@ def make_clip(path: Path, seconds: float = 10, **options: Any) -> Path:
         tones(seconds) if waveform is None else waveform,
         **({"fps": FPS, "sample_rate": RATE} | options),
     )
+
+
+def with_pixel_crop(
+    path: Path,
+    *,
+    top: int = 0,
+    bottom: int = 0,
+    left: int = 0,
+    right: int = 0,
+    display: tuple[int, int] | None = None,
+) -> Path:
+    """Writes into a Matroska file of `encode_clip` how much of its pictures is not to be shown, and how large the rest.
+
+    The elements take bytes of those that FFmpeg leaves free before the tracks: all after them stays in place.
+    """
+    data = bytearray(path.read_bytes())
+    edges = {b"\x54\xbb": top, b"\x54\xaa": bottom, b"\x54\xcc": left, b"\x54\xdd": right}
+    if display is not None:
+        data[:] = data.replace(b"\x54\xb2\x81\x04", b"\x54\xb2\x81\x00")  # its unit is pixels
+        edges |= {b"\x54\xb0": display[0], b"\x54\xba": display[1]}
+    new = b"".join(identifier + b"\x82" + edge.to_bytes(2, "big") for identifier, edge in edges.items())
+    tracks = data.rindex(b"\x16\x54\xae\x6b", 0, data.index(b"\x1f\x43\xb6\x75"))
+    found = re.search(rb"\xe0[\x80-\xfe]\xb0", data[tracks:])
+    assert found is not None
+    video = tracks + found.start()
+    entry = data.rindex(b"\xae", tracks + 4, video)
+    while _number_at(data, entry + 1)[2] < video:  # the byte stands elsewhere too: the element is the one around
+        entry = data.rindex(b"\xae", tracks + 4, entry)
+    for place in (tracks + 4, entry + 1, video + 1):
+        _grow(data, place, len(new))
+    data[video + 2 : video + 2] = new
+    info = data.rindex(b"\x15\x49\xa9\x66", 0, tracks)
+    free = data.rindex(b"\xec", 0, info)
+    while _number_at(data, free + 1)[2] != info:
+        free = data.rindex(b"\xec", 0, free)
+    _grow(data, free + 1, -len(new))
+    del data[info - len(new) : info]
+    path.write_bytes(data)
+    return path
+
+
+def _number_at(data: bytearray, place: int) -> tuple[int, int, int]:
+    """A Matroska element's size: how many bytes state it, what it is, and where the element ends."""
+    width = 9 - data[place].bit_length()
+    size = int.from_bytes(data[place : place + width], "big") & ((1 << (7 * width)) - 1)
+    return width, size, place + width + size
+
+
+def _grow(data: bytearray, place: int, by: int) -> None:
+    width, size, _ = _number_at(data, place)
+    data[place : place + width] = (size + by | 1 << (7 * width)).to_bytes(width, "big")
 
 
 def decode(path: Path, decoder: str = "pyav", **options: Any) -> DecodedClip:

@@ -168,9 +168,9 @@ def test_each_step_of_pre_training_holds_the_temperature():
     temperature = task.weights.contrast.log_temperature
     for given, expected in ((0.001, MIN_TEMPERATURE), (0.5, 0.5)):
         temperature.data.fill_(math.log(given))
-        task.after_step()
+        task.after_step(1, 10)
         assert temperature.exp().item() == pytest.approx(expected)
-    Pretraining(parse_arguments([*SMALL, *GIVEN, "--variant=selfmae"])).after_step()  # without a contrastive loss
+    Pretraining(parse_arguments([*SMALL, *GIVEN, "--variant=selfmae"])).after_step(1, 10)  # without a contrastive loss
 
 
 def test_a_dataset_without_any_deviation_is_refused(tmp_path, capsys):

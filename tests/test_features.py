@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,6 +91,20 @@ def test_features_are_those_of_the_model_on_normalised_inputs(index, loaded, run
     tokens = torch.cat([batch.image.tokens for batch in dense])
     torch.testing.assert_close(tokens, image.tokens[[3, 8, 11]], rtol=1e-4, atol=1e-5)
     assert all(b.audio is None for b in dense_features(index, loaded, batch_size=12, workers=0, with_audio=False))
+
+
+def test_a_model_that_leaves_out_padding_is_told_where_it_begins(loaded):
+    """Read off the fbanks as stored: 998 rows, and 498."""
+    config = replace(loaded.model.config, encoder=replace(loaded.model.config.encoder, padding="left_out"))
+    model = CrossMAE(config).eval()
+    model.load_state_dict(loaded.model.state_dict())
+    stored = torch.randn(2, 1024, 128, generator=torch.Generator().manual_seed(0)).half()
+    stored[0, 998:], stored[1, 498:] = 0, 0
+    found = replace(loaded, model=model).encode_audio(stored)
+    with torch.no_grad():
+        expected = model.encode_audio((stored.float() + 4) / 4, torch.tensor([998, 498]))
+    torch.testing.assert_close(found.pooled, expected.pooled)
+    assert not torch.allclose(found.pooled, loaded.encode_audio(stored).pooled, atol=1e-3)
 
 
 def test_the_second_time_nothing_is_encoded(index, loaded, tmp_path, small_pieces, encoded):

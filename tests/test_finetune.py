@@ -26,7 +26,7 @@ from training.checkpoint import checkpoints
 from training.evaluate import main as evaluate
 from training.finetune.augment import AugmentConfig, Mix, augment, draw_mix, mix_fbanks, shift, spec_augment, uniform
 from training.finetune.balanced import BalancedStream, sample_weights
-from training.finetune.classifier import Classifier, follow, load_classifier
+from training.finetune.classifier import Classifier, load_classifier
 from training.finetune.config import parse_finetune
 from training.finetune.finetune import Finetuning, layer_scale, parameter_groups, smooth
 from training.finetune.labels import Labels, read_labels
@@ -202,14 +202,28 @@ def test_rates_by_layer_head_and_modality():
     assert layer_scale("image_encoder.norm.bias", config) == 1
 
 
+def averaging(head_values, progress):
+    """Fine-tuning whose weights are averaged from a quarter of the run on, after steps with these heads."""
+    options = ["--data=d", "--out=o", "--average-from=0.25", "--inputs=a", "--loss=bce"]
+    task = Finetuning(replace(parse_finetune(options), encoder=TINY, classes=3), labels_of([2, 0], [], [1], classes=3))
+    for value, (done, in_all) in zip(head_values, progress, strict=True):
+        torch.nn.init.constant_(task.weights.head.weight, value)
+        task.after_step(done, in_all)
+    return task.weights
+
+
 def test_the_mean_of_the_late_weights():
-    classifier = Classifier(TINY, inputs="a", classes=3, keep_average=True)
-    values = [1.0, 5.0, 2.0, 9.0]
-    for step, value in enumerate(values, 1):
-        torch.nn.init.constant_(classifier.head.weight, value)
-        follow(classifier, steps_done=step, begin=1)
+    classifier = averaging([1.0, 5.0, 2.0, 9.0], [(step, 4) for step in (1, 2, 3, 4)])
     torch.testing.assert_close(classifier.average.head.weight, torch.full((3, 16), 16 / 3))
     assert (int(classifier.steps_done), int(classifier.steps_averaged)) == (4, 3)
+
+
+def test_the_mean_is_one_of_steps_where_the_batch_size_changes_on_the_way():
+    """Of 16 steps 6 are done; then each is as large as two, and of 8 there are 3 done."""
+    progress = [(step, 16) for step in range(1, 7)] + [(step, 8) for step in range(4, 9)]
+    classifier = averaging([100.0] * 4 + [3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0], progress)
+    torch.testing.assert_close(classifier.average.head.weight, torch.full((3, 16), 9.0))
+    assert (int(classifier.steps_done), int(classifier.steps_averaged)) == (11, 7)
 
 
 @pytest.mark.skipif(torch.__version__ < (2, 11), reason="torch 2.7 asks a real GPU for random numbers here")
@@ -227,6 +241,7 @@ def test_a_step_is_taken_on_the_device_and_never_waits_for_it(monkeypatch):
             inputs = Inputs(
                 image=torch.empty(3, 3, 224, 224),
                 fbank=torch.empty(3, 1024, 128),
+                valid_frames=torch.empty(3, dtype=torch.int64),
                 seeds=torch.empty(3, dtype=torch.int64),
                 numbers=numbers,
             )
@@ -390,7 +405,7 @@ def test_encoders_of_another_size_are_refused_in_one_line(dataset, pretrained, t
     with pytest.raises(SystemExit):
         main(["finetune", f"--data={dataset}", f"--out={tmp_path}", f"--init={pretrained}", "--encoder.dim=64"])
     said = capsys.readouterr().err
-    assert "the audio_encoder of" in said and "another size" in said and said.count("\n") == 1
+    assert "have dim 32, this run's have dim 64: give --encoder.dim 32" in said and said.count("\n") == 1
 
 
 def test_a_pretrained_model_is_no_classifier(dataset, pretrained, capsys):

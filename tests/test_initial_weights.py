@@ -11,13 +11,14 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from shards_spec.errors import UserError
-from training.checkpoint import WEIGHTS_FILE
-from training.initial_weights import initialise, initialise_from_run
-from training.methods.crossmae import CrossMAE, CrossMAEConfig, crossmae_large, with_variant
+from training.first_stage import FbankScale
+from training.initial_weights import initialise
+from training.methods.crossmae import CrossMAE, CrossMAEConfig, crossmae_large
 from training.methods.crossmae.config import EmbeddingConfig, PixelConfig
 from training.methods.shared.encoder import EncoderConfig
 
 DIM, DEPTH, HEADS = 32, 3, 4
+SCALE = FbankScale(mean=-4.0, std=4.0)
 
 
 def tiny(dim=DIM, depth=DEPTH, targets="online", **pixel):
@@ -118,7 +119,7 @@ def assert_features(features, sequence):
 def test_an_image_file_of_mae_gives_timms_features(tmp_path, full):
     ours, state = model(), vit_state(full=full)
     audio = {name: value.clone() for name, value in ours.audio_encoder.state_dict().items()}
-    lines = initialise(ours, visual=written(tmp_path / "mae.pth", state), audio=None)
+    lines = initialise(ours, visual=written(tmp_path / "mae.pth", state), audio=None, scale=SCALE)
     image, _ = inputs()
     encoder = {name: value for name, value in state.items() if "decoder" not in name and name != "mask_token"}
     assert_features(ours.encode_image(image), timm_vit(encoder).forward_features(image))
@@ -133,7 +134,7 @@ def test_an_image_file_of_mae_gives_timms_features(tmp_path, full):
 @torch.no_grad()
 def test_an_audiomae_file_gives_timms_features_with_its_own_positions(tmp_path):
     ours, state = model(), vit_state(channels=1, tokens=512)
-    initialise(ours, visual=None, audio=written(tmp_path / "audiomae.pth", state))
+    initialise(ours, visual=None, audio=written(tmp_path / "audiomae.pth", state), scale=SCALE)
     _, fbank = inputs()
     vit = timm_vit(state, size=(1024, 128), channels=1)
     assert_features(ours.encode_audio(fbank), vit.forward_features(fbank.unsqueeze(1)))
@@ -144,7 +145,7 @@ def test_an_audiomae_file_gives_timms_features_with_its_own_positions(tmp_path):
 def test_an_image_file_in_the_audio_encoder_sees_the_spectrogram_as_a_grey_picture(tmp_path):
     ours, state = model(), vit_state()
     positions = ours.audio_encoder.pos_embed.clone()
-    lines = initialise(ours, visual=None, audio=written(tmp_path / "mae.pth", state))
+    lines = initialise(ours, visual=None, audio=written(tmp_path / "mae.pth", state), scale=SCALE)
     _, fbank = inputs()
     expected = state | {"pos_embed": torch.cat([state["pos_embed"][:, :1], positions[:, 1:]], dim=1)}
     grey = fbank.unsqueeze(1).expand(-1, 3, -1, -1)
@@ -157,7 +158,7 @@ def test_an_image_file_in_the_audio_encoder_sees_the_spectrogram_as_a_grey_pictu
 def test_positions_without_one_for_cls_are_timms_no_embed_class(tmp_path):
     ours, state = model(), vit_state()
     state["pos_embed"] = state["pos_embed"][:, 1:]
-    initialise(ours, visual=written(tmp_path / "vit.pth", state, wrapped=False), audio=None)
+    initialise(ours, visual=written(tmp_path / "vit.pth", state, wrapped=False), audio=None, scale=SCALE)
     image, _ = inputs()
     vit = VisionTransformer(
         embed_dim=DIM, depth=DEPTH, num_heads=HEADS, num_classes=0, no_embed_class=True, norm_layer="layernorm"
@@ -196,7 +197,7 @@ def time_major(tokens):
 def cav_model(tmp_path):
     ours, state = model(), cav_state()
     path = written(tmp_path / "cav.pth", {f"module.{name}": value for name, value in state.items()}, wrapped=False)
-    return ours, state, initialise(ours, visual=path, audio=path)
+    return ours, state, initialise(ours, visual=path, audio=path, scale=SCALE)
 
 
 @torch.no_grad()
@@ -240,7 +241,7 @@ def test_safetensors_of_our_own_and_of_mae(tmp_path, kind):
     encoder = {name: value.contiguous() for name, value in other.image_encoder.state_dict().items()}
     path = tmp_path / "weights.safetensors"
     save_file(whole if kind == "whole" else encoder, path)
-    initialise(ours, visual=path, audio=path if kind == "whole" else None)
+    initialise(ours, visual=path, audio=path if kind == "whole" else None, scale=SCALE)
     for name, value in other.state_dict().items():
         same = name.startswith(("image_encoder.", "audio_encoder.") if kind == "whole" else "image_encoder.")
         assert not same or torch.equal(ours.state_dict()[name], value)
@@ -256,7 +257,7 @@ def test_vit_large_has_the_names_and_shapes_of_timms():
 
 def test_a_running_mean_starts_at_the_loaded_encoder(tmp_path):
     ours, state = model(tiny(targets="ema")), vit_state()
-    initialise(ours, visual=written(tmp_path / "mae.pth", state), audio=None)
+    initialise(ours, visual=written(tmp_path / "mae.pth", state), audio=None, scale=SCALE)
     assert torch.equal(ours.teacher.image_encoder.norm.weight, state["norm.weight"])
 
 
@@ -313,7 +314,7 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path, side, state, message
     good = written(tmp_path / "good.pth", vit_state())
     paths = {"visual": good, "audio": good} | {side: path}
     with pytest.raises(UserError) as raised:
-        initialise(ours, **paths)
+        initialise(ours, **paths, scale=SCALE)
     assert str(raised.value).startswith(str(path)) and message in str(raised.value)
     assert "\n" not in str(raised.value)
     assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
@@ -338,54 +339,6 @@ class Anything:
 def test_what_cannot_be_read_is_refused_in_one_line(tmp_path, name, write, message):
     write(tmp_path / name)
     with pytest.raises(UserError) as raised:
-        initialise(model(), visual=tmp_path / name, audio=None)
+        initialise(model(), visual=tmp_path / name, audio=None, scale=SCALE)
     assert str(raised.value).startswith(str(tmp_path / name)) and message in str(raised.value)
     assert "\n" not in str(raised.value)
-
-
-# ---------------------------------------------------------------- another run
-
-
-def saved(folder, source):
-    folder.mkdir()
-    save_file({name: value.contiguous() for name, value in source.state_dict().items()}, folder / WEIGHTS_FILE)
-    return folder
-
-
-def test_a_selfmae_run_gives_all_that_crossmae_shares_with_it(tmp_path):
-    config = tiny()
-    selfmae, ours = model(with_variant(config, "selfmae"), seed=1), model(config)
-    fresh = {name: value.clone() for name, value in ours.state_dict().items()}
-    lines = initialise_from_run(ours, saved(tmp_path / "selfmae", selfmae))
-    source = selfmae.state_dict()
-    for name, value in ours.state_dict().items():
-        assert torch.equal(value, source.get(name, fresh[name])), name
-    assert "condition" in "".join(name for name in fresh if name not in source)
-    shared = sum(name in source for name in fresh)
-    assert lines[0].startswith(f"{shared} of {len(fresh)} tensors from {tmp_path / 'selfmae'}: image_encoder (")
-    assert lines[1].startswith("  not in it, or of another shape, so from a random start: ")
-    assert "image_from_audio (" in lines[1] and "image_decoder (" in lines[1] and len(lines) == 2
-
-
-def test_parts_of_another_shape_keep_their_start_and_a_teacher_starts_at_the_encoders(tmp_path):
-    source, ours = model(tiny(targets="ema"), seed=1), model(tiny(targets="ema", loss_on="all"))
-    torch.nn.init.zeros_(source.teacher.image_encoder.norm.weight)
-    source.image_decoder.predict = nn.Linear(32, 5)
-    fresh = ours.image_decoder.predict.weight.clone()
-    lines = initialise_from_run(ours, saved(tmp_path / "run", source))
-    assert torch.equal(ours.image_decoder.predict.weight, fresh)
-    assert torch.equal(ours.teacher.image_encoder.norm.weight, source.image_encoder.norm.weight)
-    assert lines[1:] == [
-        "  not in it, or of another shape, so from a random start: image_decoder (2)",
-        "  left in the file: image_decoder (2)",
-    ]
-
-
-def test_a_run_with_other_encoders_is_refused(tmp_path):
-    folder = saved(tmp_path / "run", model(tiny(dim=48)))
-    with pytest.raises(
-        UserError, match=r"holds other encoders: image_encoder.cls_token is \[1, 1, 48\], expected \[1, 1, 32\]"
-    ):
-        initialise_from_run(model(), folder)
-    with pytest.raises(UserError, match="is no checkpoint and no run folder"):
-        initialise_from_run(model(), tmp_path)

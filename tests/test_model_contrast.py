@@ -1,11 +1,13 @@
 """The contrastive loss over two processes has the gradient of the whole batch in one."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -110,6 +112,21 @@ def test_pooling() -> None:
     assert torch.equal(head.globals(shown, head.audio_head), head.audio_head(tokens.mean(dim=1)))
     assert not any(True for _ in means.parameters())
     assert not torch.equal(head.globals(shown, head.audio_head), head.globals(shown, head.image_head))
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_the_gradient_of_a_learned_temperature_by_hand(reduction: Literal["sum", "mean"]) -> None:
+    """In log tau, of cross-entropies of scores s / tau: what the softmax expects of s / tau, less the partner's."""
+    audio, image = inputs()
+    config = ContrastConfig(temperature=0.2, learnable_temperature=True, reduction=reduction)
+    contrast = Contrast(config, DIM)
+    a, v = features(audio), features(image)
+    contrast(a, v).backward()
+    scores = F.normalize(a.pooled.double(), dim=1) @ F.normalize(v.pooled.double(), dim=1).T / 0.2
+    expected = sum((s.diagonal() - (s.softmax(dim=1) * s).sum(dim=1)).mean() for s in (scores, scores.T))
+    assert contrast.log_temperature is not None and contrast.log_temperature.grad is not None
+    share = 1 if reduction == "sum" else 0.5
+    assert contrast.log_temperature.grad.item() == pytest.approx(share * float(expected), rel=1e-4)
 
 
 def test_learnable_temperature_starts_at_the_given_one() -> None:

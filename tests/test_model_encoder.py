@@ -86,6 +86,15 @@ def test_cls_attention_is_the_row_of_the_full_softmax(shape: tuple[int, int], ch
     torch.testing.assert_close(cls_attention(last, inputs[0]), features.attention)
 
 
+def test_cls_attention_is_float32_under_autocast() -> None:
+    """Its top tokens are the Attentive ones: rounded to bf16, tokens tie and chance chooses among them."""
+    made, x = encoder((1024, 128), 1), torch.randn(2, 513, TINY.dim)
+    last: Any = made.blocks[-1]
+    expected = cls_attention(last, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(cls_attention(last, x), expected)
+
+
 SEEDS = torch.tensor([3, 4])
 MASK = mask_image(SEEDS, 196, 0.75)
 

@@ -14,7 +14,7 @@ from tests.datasets import make_dataset
 from tests.runs import ROOT
 from training.stream.index import open_index
 from training.stream.loader import load
-from training.stream.order import Place, SampleStream, block_order, epoch_order
+from training.stream.order import Place, SampleStream, block_order, epoch_order, sample_seeds
 from training.stream.shares import rank_shares
 
 COUNTS = (11, 7, 13, 5, 9, 2, 6)  # 53 samples in 7 shards: nothing divides them
@@ -170,6 +170,18 @@ def test_the_replaced_are_told_and_their_neighbours_are_whole(tmp_path):
     assert len(batch.replaced) == 1 and f"sample {index.key(first)} at byte" in batch.replaced[0]
     assert batch.keys[0] == batch.keys[1] and int(batch.seeds[0]) == int(batch.seeds[1])
     assert np.array_equal(batch.image[1:], images[1:]) and np.array_equal(batch.image[0], images[1])
+
+
+def test_what_stands_in_from_the_next_epoch_makes_that_epochs_choices(tmp_path):
+    """The last sample of an epoch is damaged: the first one of the next stands in, as it will be seen there."""
+    index = open_index(make_dataset(tmp_path / "data", (3, 2)))
+    stream = SampleStream(index.counts, seed=3)
+    last, following = stream.take(Place(cursor=4), 2)[0].tolist()
+    damage_sample(index, last)
+    shares = rank_shares(stream, Place(cursor=4), steps=1, batch_size=1)
+    (batch,) = load(index, shares, seed=0, batch_size=1, workers=0, skip_bad_in=stream)
+    assert batch.numbers.tolist() == [following]
+    assert batch.seeds.tolist() == sample_seeds(0, np.array([1]), [index.key(following)]).tolist()
 
 
 def test_a_dataset_without_any_good_sample_ends_the_run(tmp_path):

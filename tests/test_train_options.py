@@ -18,11 +18,13 @@ from tests.datasets import make_dataset
 from tests.runs import SMALL, command_line, environment, run_to_end, train, train_command
 from training.checkpoint import TrainState, checkpoints, read_state, save_checkpoint
 from training.config import OptimizerConfig, parse_arguments
+from training.first_stage import FbankScale
 from training.optimizer import gradient_norms, learning_rate, make_optimizer
 from training.resume import check_same_run
 from training.run_folder import StepLog, read_step_log
 from training.train import Pretraining, main
 
+SCALE = FbankScale(mean=-4.0, std=4.0)  # of the datasets of tests/datasets.py
 COMMON = ["--steps=6", "--batch-size=4", "--save-every=2", "--log-every=1", "--optimizer.lr=1e-3"]
 
 GOLDEN = [6.25726, 5.77090, 5.52965, 5.24534, 5.38242, 5.03415, 5.00397, 4.73224, 4.91758, 4.82040]
@@ -100,16 +102,16 @@ def test_frozen_targets_of_a_first_stage(finished, dataset, tmp_path):
     whole, _ = finished
     arguments = [*SMALL, f"--data={dataset}", f"--out={tmp_path}", "--model.embedding.targets=teacher"]
     with pytest.raises(UserError, match="needs --teacher RUN, the run of the first stage"):
-        Pretraining(parse_arguments(arguments)).initialise()
+        Pretraining(parse_arguments(arguments)).initialise(SCALE)
     task = Pretraining(parse_arguments([*arguments, f"--teacher={whole}"]))
-    assert task.initialise() == [f"the embedding targets are those of {checkpoints(whole)[-1]}"]
+    assert task.initialise(SCALE) == [f"the embedding targets are those of {checkpoints(whole)[-1]}"]
     first_stage = load_file(checkpoints(whole)[-1] / "model.safetensors")
     own = task.weights.state_dict()
     for name in ("image_encoder.cls_token", "audio_encoder.blocks.1.attn.qkv.weight"):
         assert torch.equal(own[f"teacher.{name}"], first_stage[name]) and not torch.equal(own[name], first_stage[name])
     other = [*arguments, f"--teacher={whole}", "--model.encoder.dim=64"]
-    with pytest.raises(UserError, match="the encoders of both stages have the same size"):
-        Pretraining(parse_arguments(other)).initialise()
+    with pytest.raises(UserError, match=r"--teacher: the encoders of .* have dim 32, this run's have dim 64: give"):
+        Pretraining(parse_arguments(other)).initialise(SCALE)
 
 
 def test_a_run_starts_from_another_one(finished, dataset, tmp_path):
@@ -117,7 +119,7 @@ def test_a_run_starts_from_another_one(finished, dataset, tmp_path):
     task = Pretraining(
         parse_arguments([*SMALL, f"--data={dataset}", f"--out={tmp_path}", f"--init={whole}", "--variant=selfmae"])
     )
-    assert task.initialise()
+    assert task.initialise(SCALE)
     other, own = load_file(checkpoints(whole)[-1] / "model.safetensors"), task.weights.state_dict()
     assert all(torch.equal(own[name], other[name]) for name in own if name.startswith(("image_encoder", "audio_enc")))
 
@@ -208,6 +210,7 @@ def test_a_checkpoint_of_an_older_version_is_taken(finished, tmp_path):
     path = run / "checkpoints" / "step-00000006" / "config.json"
     config = json.loads(path.read_text())
     del config["model"]["checkpoint_activations"], config["model"]["embedding"]["ema_momentum"]
+    del config["model"]["encoder"]["padding"]
     path.write_text(json.dumps(config))
     run_config = parse_arguments([*SMALL, *arguments, f"--out={run}", "--model.checkpoint-activations"])
     fingerprint = read_state(run / "checkpoints" / "step-00000006").fingerprint

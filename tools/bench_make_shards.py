@@ -1,19 +1,21 @@
 """How fast make-shards is: beside the usual scripts, and beside the bare cost of the libraries.
 
-    python -m tools.bench_make_shards [--clips 16] [--copies 24] [--rounds 5]
+    python -m tools.bench_make_shards [--clips 16] [--copies 24] [--rounds 5] [--media vp9+opus] [--frames 20]
 
-It makes its own clips (10 s, 640x360, 30 a second, H.264 with a keyframe every 5 s, stereo AAC) and prints, pinned to
-one core and taken in turns in one run:
+It makes its own clips (10 s, 640x360, 30 a second, a keyframe every 5 s, stereo; H.264 and AAC, or what --media says)
+and prints, pinned to one core and taken in turns in one run:
 
     script    what CAV-MAE's preparation does a clip: ffmpeg for the sound, sox for one channel, OpenCV for the frame,
               then torchaudio's fbank, Pillow's JPEG (needs ffmpeg, sox and opencv-python-headless; else left out)
-    floor     the bare library calls in one process: no tar, no isolation, no account, nothing that can go wrong
+    floor     the bare library calls in one process: no tar, no isolation, no account, nothing that can go wrong; with
+              --frames N, every frame from the last keyframe before the first one on is decoded, as N frames need
     sample    what one decoder process of make-shards does for a clip
     make-shards, 1 and 2 workers: the command, from clips to a complete dataset; the rate between a short and a long
               run, so that starting up does not count (it is named apart); the long run has 24 shards of 16 clips, so
               that two workers are busy to its end
 """
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -22,10 +24,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -38,6 +40,7 @@ from shards_spec.sample import FRAME_SIZE, SAMPLE_RATE
 from tools.media import encode_clip
 
 SECONDS, FPS, WIDTH, HEIGHT, RATE = 10, 30, 640, 360, 44_100
+_SUFFIXES = {"h264+aac": ".mp4", "vp9+opus": ".webm", "av1+opus": ".mp4"}  # as such files are found
 SHARD_SIZE = 16  # clips: with the usual number of clips, the long run has 24 shards, so two workers end together
 
 
@@ -51,15 +54,21 @@ class BenchConfig:
     """Times that each way is measured; the median counts."""
     copies: int = 24
     """The long run of the command has this many times the clips of the short one."""
+    media: Literal["h264+aac", "vp9+opus", "av1+opus"] = "h264+aac"
+    """What the clips are encoded with."""
+    frames: int = 1
+    """As of make-shards. The script takes one frame whatever this says."""
 
     def __post_init__(self) -> None:
-        if self.clips < 1 or self.copies < 2 or self.rounds < 1:
-            raise ValueError("--clips and --rounds must be at least 1, --copies at least 2")
+        if self.clips < 1 or self.copies < 2 or self.rounds < 1 or self.frames < 1:
+            raise ValueError("--clips, --rounds and --frames must be at least 1, --copies at least 2")
 
 
-def make_clips(folder: Path, count: int) -> list[Path]:
+def make_clips(folder: Path, count: int, media: str = "h264+aac") -> list[Path]:
     """Clips with moving texture and broadband sound, so that codecs have something to do."""
     folder.mkdir()
+    video_codec, audio_codec = media.split("+")
+    options: dict[str, Any] = {"fps": FPS, "sample_rate": RATE, "keyframe_seconds": 5.0, "video_codec": video_codec}
     paths = []
     for number in range(count):
         generator = np.random.default_rng(number)
@@ -69,8 +78,8 @@ def make_clips(folder: Path, count: int) -> list[Path]:
         frames = (texture[y : y + HEIGHT, x : x + WIDTH] for y, x in shifts)
         sound = np.cumsum(generator.normal(0, 0.02, (2, SECONDS * RATE)), axis=1)
         sound = np.sin(sound * 5) * 0.3 + generator.normal(0, 0.02, sound.shape)
-        path = folder / f"clip{number:06d}_.mp4"
-        encode_clip(path, frames, sound.astype(np.float32), fps=FPS, sample_rate=RATE, keyframe_seconds=5.0)
+        path = folder / f"clip{number:06d}_{_SUFFIXES[media]}"
+        encode_clip(path, frames, sound.astype(np.float32), audio_codec=audio_codec, **options)
         paths.append(path)
     return paths
 
@@ -106,17 +115,18 @@ def script(path: Path) -> None:
         )
 
 
-def floor(path: Path) -> None:
+def floor(path: Path, frames: int) -> None:
     """One clip with the fewest library calls that give the same kind of sample."""
     import torch
     import torchaudio
 
     torch.set_num_threads(1)
-    middle = SECONDS / 2
+    extra = [(i + 0.5) / frames * SECONDS for i in range(frames)] if frames > 1 else []
+    targets = sorted([SECONDS / 2, *extra])
     with av.open(str(path)) as container:
         video, audio = container.streams.video[0], container.streams.audio[0]
         video.thread_count = audio.codec_context.thread_count = 1
-        keyframe, picture = 0.0, None
+        keyframe = 0.0
         packets: list[Any] = []
         sound: list[Any] = []
         for packet in container.demux(video, audio):
@@ -126,26 +136,38 @@ def floor(path: Path) -> None:
                 sound += [frame.to_ndarray().mean(axis=0) for frame in audio.decode(packet)]
                 continue
             at = float(packet.pts * (video.time_base or 0))
-            if packet.is_keyframe and keyframe <= at <= middle:
+            if packet.is_keyframe and keyframe <= at <= targets[0]:
                 keyframe, packets = at, []
-            if at <= middle:
+            if at <= targets[-1]:
                 packets.append(packet)
-        for late in [*packets, None]:
-            for frame in video.decode(late):
-                picture = frame
-        assert picture is not None
-        image = picture.reformat(FRAME_SIZE, FRAME_SIZE, "rgb24", interpolation="BICUBIC").to_ndarray().view(np.uint8)
+        pictures = _on_display((frame for packet in [*packets, None] for frame in video.decode(packet)), targets)
+        images = [
+            frame.reformat(FRAME_SIZE, FRAME_SIZE, "rgb24", interpolation="BICUBIC").to_ndarray().view(np.uint8)
+            for frame in pictures
+        ]
     wave = torch.from_numpy(np.concatenate(sound))
-    wave = torchaudio.functional.resample(wave, RATE, SAMPLE_RATE)[: SECONDS * SAMPLE_RATE]
+    wave = torchaudio.functional.resample(wave, audio.rate, SAMPLE_RATE)[: SECONDS * SAMPLE_RATE]
     fbank(wave.numpy())
-    encode_jpeg(image)
+    for image in images:
+        encode_jpeg(image)
 
 
-def sample(path: Path) -> None:
+def _on_display(frames: Iterator[av.VideoFrame], times: list[float]) -> list[av.VideoFrame]:
+    """The last frame at or before each of the times, which increase."""
+    last = next(frames)
+    taken: list[av.VideoFrame] = []
+    for frame in frames:
+        while len(taken) < len(times) and (frame.time or 0.0) > times[len(taken)] + 1e-4:
+            taken.append(last)
+        last = frame
+    return taken + [last] * (len(times) - len(taken))
+
+
+def sample(path: Path, frames: int) -> None:
     """One clip as a decoder process of make-shards takes it."""
     row: dict[str, Any] = {"key": path.stem, "ytid": None, "start": 0.0, "end": 10.0, "source": path.name}
     row |= {"named_start": 0.0, "labels": [], "label_ids": [], "boxes": None}
-    make_sample(path, row, options=SampleOptions(decoder="auto", frame_fit="resize", frames=1, keep_audio=False))
+    make_sample(path, row, options=SampleOptions(decoder="auto", frame_fit="resize", frames=frames, keep_audio=False))
 
 
 def seconds_a_clip(way: Callable[[Path], None], paths: list[Path]) -> float:
@@ -156,10 +178,11 @@ def seconds_a_clip(way: Callable[[Path], None], paths: list[Path]) -> float:
     return (time.perf_counter() - began) / len(paths)
 
 
-def command_seconds(raw: Path, out: Path, workers: int) -> float:
+def command_seconds(raw: Path, out: Path, workers: int, frames: int) -> float:
     """Seconds that the command takes from clips to a complete dataset."""
     shutil.rmtree(out, ignore_errors=True)
     words = [sys.executable, "-m", "pipeline.make_shards", str(raw), "--out", str(out), f"--workers={workers}"]
+    words.append(f"--frames={frames}")
     began = time.perf_counter()
     subprocess.run([*words, f"--shard-size={SHARD_SIZE}"], check=True, capture_output=True)
     return time.perf_counter() - began
@@ -175,13 +198,16 @@ _ALL_CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else se
 
 def measure(config: BenchConfig, folder: Path) -> dict[str, list[float]]:
     """Clips a second of each way, one figure a round; the starting time of the command in seconds."""
-    paths = make_clips(folder / "clips", config.clips)
+    paths = make_clips(folder / "clips", config.clips, config.media)
     many = folder / "many"
     many.mkdir()
     for copy in range(config.copies):
         for path in paths:
-            (many / f"{path.stem}{copy}.mp4").hardlink_to(path)
-    ways: dict[str, Callable[[Path], None]] = {"floor": floor, "sample": sample}
+            (many / f"{path.stem}{copy}{path.suffix}").hardlink_to(path)
+    ways: dict[str, Callable[[Path], None]] = {
+        "floor": functools.partial(floor, frames=config.frames),
+        "sample": functools.partial(sample, frames=config.frames),
+    }
     if shutil.which("ffmpeg") and shutil.which("sox") and importlib.util.find_spec("cv2"):
         ways = {"script": script} | ways
     figures: dict[str, list[float]] = {name: [] for name in [*ways, "make-shards, 1 worker", "make-shards, 2 workers"]}
@@ -194,8 +220,8 @@ def measure(config: BenchConfig, folder: Path) -> dict[str, list[float]]:
         for workers in (1, 2):
             pin(workers)
             if len(_ALL_CORES) >= workers:
-                short = command_seconds(paths[0].parent, folder / "short", workers)
-                long = command_seconds(many, folder / "long", workers)
+                short = command_seconds(paths[0].parent, folder / "short", workers, config.frames)
+                long = command_seconds(many, folder / "long", workers, config.frames)
                 rate = config.clips * (config.copies - 1) / (long - short)
                 figures[f"make-shards, {workers} worker{'s' if workers > 1 else ''}"].append(rate)
                 starts.append(short - config.clips / rate)

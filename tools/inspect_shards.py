@@ -20,10 +20,11 @@ from shards_spec.atomic import atomic_path
 from shards_spec.command_line import one_line_errors, parse
 from shards_spec.errors import UserError
 from shards_spec.sample import FBANK_MEMBER, FRAME_MEMBER, decode_fbank
-from tools.inspection.facts import DatasetFacts, gather, payload, quiet_samples, samples, sound_kinds
+from tools.inspection.facts import DatasetFacts, gather, payload, quiet_samples, samples, sound_kinds, undecoded
 from tools.inspection.page import Card, page
 from tools.pages.curves import number
 from tools.pages.pictures import frame_picture, spectrogram_picture
+from tools.verify.undecoded import UNDECODED
 
 _PROGRAM = "python -m tools.inspect_shards"
 _LABELS = 10  # of the most frequent, and of the rarest
@@ -34,6 +35,7 @@ _CHOICES = (
     "skip_silent",
 )  # fmt: skip
 _BRIGHT = 0.0  # log-mel level that is bright in all spectrograms: speech and music reach 3 to 5
+_NAMED = 20  # samples named in one line
 _STEP = 2  # fbank rows to a column of a spectrogram: 20 ms
 
 
@@ -127,6 +129,9 @@ def summary(facts: DatasetFacts) -> list[str]:
         most = ", ".join(f"{kind} {100 * n / kinds.total():.0f}%" for kind, n in kinds.most_common(_KINDS))
         others = f", {len(kinds) - _KINDS} others" if len(kinds) > _KINDS else ""
         lines.append(f"  {name:<24}{most}{others}")
+    if keys := undecoded(facts):
+        more = f" and {len(keys) - _NAMED:,} more" if len(keys) > _NAMED else ""
+        lines += ["", f"{len(keys):,} with a frame that {UNDECODED}:", f"  {', '.join(keys[:_NAMED])}{more}"]
     return lines
 
 

@@ -5,8 +5,9 @@
 
 Every tar: size, sha256, structure as tarfile walks it, every payload's crc32; every fbank, frame, FLAC and JSON is
 decoded and compared with the tables; plan, shard tables and dataset.json with one another. All damage is listed, with
-shard, key and byte offset. Exit status: 0 complete and whole, 1 damaged, 2 a mistake in the command, 3 whole as far as
-it goes, but not finished.
+shard, key and byte offset. Frames that are as they were written, but look as if they had not been decoded from a key
+frame (make-shards of earlier versions stored such), are listed too, and are no damage. Exit status: 0 complete and
+whole, 1 damaged, 2 a mistake in the command, 3 whole as far as it goes, but not finished.
 """
 
 import multiprocessing
@@ -112,6 +113,11 @@ def _print(folder: Folder, checked: list[Checked], found: Findings, seconds: flo
         print(damage)
     if found.count > len(found.listed):
         print(f"... and {found.count - len(found.listed):,} more: the first {MOST_LISTED} are listed")
+    for doubt in found.doubtful:
+        print(doubt)
+    if found.doubts:
+        more = f", the first {MOST_LISTED} are listed" if found.doubts > len(found.doubtful) else ""
+        print(f"{folder.path}: {found.doubts:,} frame{'s' * (found.doubts > 1)} to look at{more}: see above")
     to_come = [shard_stem(number) for number in folder.to_come]
     if to_come:
         print(f"{folder.path}: not there yet: {len(to_come):,} of {folder.shards:,} shards: {_some(to_come)}")

@@ -31,15 +31,15 @@ def describe(run: Path) -> str:
     n, batch = len(index), int(config["batch_size"])
     done = state.place.samples_done(n)
     steps = config["steps"]
-    in_all = steps * batch if steps is not None else round(config["epochs"] * n)
-    left = max(in_all - done, 0)
+    left = (steps - state.step) * batch if steps is not None else round(config["epochs"] * n) - done
+    left = max(left, 0)  # of the batch size that the run has now
     lines = [
         f"checkpoint    {checkpoint}",
         f"step          {state.step:,}" + (f" of {steps:,}" if steps is not None else ""),
         f"epoch         {state.epoch}, {state.cursor:,} of {n:,} samples done ({state.cursor / n:.1%})",
         f"next sample   {state.next_shard}"
         + (f" at byte {state.next_offset:,}" if state.next_offset != UNKNOWN_OFFSET else ""),
-        f"samples left  {left:,} of {in_all:,}",
+        f"samples left  {left:,} of {done + left:,}",
     ]
     metrics = read_step_log(checkpoint.parent.parent / METRICS_FILE)
     recent = [line["samples_per_second"] for line in metrics[-10:]]

@@ -42,11 +42,13 @@ class OptimizerConfig:
     scale_lr: bool = False
     """Read lr as MAE's base rate: the peak is lr x batch / 256."""
     weight_decay: float = 0.05
-    """None on biases, norms, tokens and queries."""
+    """On the weights of layers: none on biases, norms, tokens, positions and queries."""
+    decay_tokens: bool = False
+    """Decay learned tokens, positions and queries as well: MAE decays [CLS] and mask tokens in pre-training."""
     betas: tuple[float, float] = (0.9, 0.95)
     """As MAE pre-training."""
     warmup: float = 0.05
-    """Share of the steps in which the rate rises linearly from 0; it then falls to 0 along a half cosine."""
+    """Share of the run in which the rate rises linearly from 0; it then falls to 0 along a half cosine."""
     clip_grad: float | None = None
     """Largest norm of the gradient, None for no limit."""
 
@@ -76,7 +78,8 @@ class RunConfig:
     out: Path
     """Run folder; continued where it stopped if it holds checkpoints (see --resume)."""
     steps: int | None = None
-    """Optimizer steps in all. Default: as many as --epochs needs."""
+    """Optimizer steps in all, whatever the batch size; the rate then goes by steps. Default: as many as --epochs needs,
+    and the rate goes by samples."""
     epochs: float = 30
     """Passes over the dataset, unless --steps is given (the paper: 30)."""
     batch_size: int = 512
@@ -117,7 +120,7 @@ class RunConfig:
     compile: bool = False
     """torch.compile the model."""
     fbank_mean: float | None = None
-    """For normalising fbanks. Default: the dataset's own, from dataset.json."""
+    """For normalising fbanks; it stays what it was when a run began. Default: the dataset's own, from dataset.json."""
     fbank_std: float | None = None
     diagnose_every: int = 200
     """Steps between looks at what tells learning from collapse (docs/model.md); 0 for never."""
@@ -205,11 +208,12 @@ class TrainConfig(RunConfig):
     variant: Variant = "crossmae"
     """Row of the paper's Table 2."""
     init: Path | None = None
-    """Start from the weights of another run or checkpoint: every part of the same name and shape."""
+    """Start from the weights of another run or checkpoint: every part of the same name, shape and heads."""
     init_visual: Path | None = None
-    """Start the image encoder from this file: MAE, CAV-MAE, or safetensors (docs/checkpoints.md)."""
+    """Start the image encoder from this file, and the image decoder where it holds one that fits: MAE, CAV-MAE, or
+    safetensors (docs/checkpoints.md)."""
     init_audio: Path | None = None
-    """Start the audio encoder from this file: AudioMAE, CAV-MAE, MAE (its RGB kernel summed), or safetensors."""
+    """The same for audio: AudioMAE, CAV-MAE, MAE (its RGB kernel summed), or safetensors."""
     teacher: Path | None = None
     """With --model.embedding.targets teacher: the run or checkpoint of the first stage, whose encoders give the targets
     (supplement, Table 6, "+Teacher-student stage")."""

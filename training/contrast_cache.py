@@ -16,7 +16,7 @@ def cache_contrast(model: CrossMAE, pieces: list[Inputs]) -> list[CachedContrast
     """
     assert model.contrast is not None
     with torch.no_grad():
-        features = [model.contrast_features(p.image, p.fbank, p.seeds) for p in pieces]
+        features = [model.contrast_features(p.image, p.fbank, p.seeds, p.valid_frames) for p in pieces]
     audio, image = (torch.cat(side).float().requires_grad_() for side in zip(*features, strict=True))
     loss = model.contrast.loss(audio, image)
     wanted = [audio, image]

@@ -38,11 +38,11 @@ def flops_per_sample(config: CrossMAEConfig) -> int:
     with torch.device("meta"):
         model = CrossMAE(replace(config, checkpoint_activations=False, embedding=embedding))
         image, fbank = torch.empty(1, IMAGE_CHANNELS, *IMAGE_SHAPE), torch.empty(1, *FBANK_SHAPE)
-        seeds = torch.empty(1, dtype=torch.int64)
+        seeds, valid_frames = (torch.empty(1, dtype=torch.int64) for _ in range(2))
     # MATH: the counter knows matrix products everywhere, but the fused kernels of CUDA only. These compute a score
     # matrix a second time in the backward pass, which is left out with the other recomputation.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(image, fbank, seeds).loss.backward()
+        model(image, fbank, seeds, valid_frames=valid_frames).loss.backward()
     return counter.get_total_flops()
 
 

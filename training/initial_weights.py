@@ -1,7 +1,8 @@
-"""Weights to start from: --init-visual FILE, --init-audio FILE, --init RUN.
+"""Weights to start from: --init-visual FILE, --init-audio FILE, --init RUN, --teacher RUN.
 
-initialise           encoders from files of MAE, AudioMAE, timm, CAV-MAE or CrossMAE
+initialise           encoders from files of MAE, AudioMAE, timm, CAV-MAE or CrossMAE; of a full MAE the decoder, too
 initialise_from_run  every part that another CrossMAE run shares with the model
+take_teacher         the encoders of a finished run, for the targets
 
 docs/checkpoints.md says what of each layout is loaded, adapted and left. D is the width, N the patches: 196 or 512.
 """
@@ -17,12 +18,13 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from shards_spec.errors import UserError
-from training.checkpoint import WEIGHTS_FILE, find_checkpoint
-from training.methods.crossmae import CrossMAE
-from training.methods.shared.encoder import Encoder
+from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from training.first_stage import FbankScale, FirstStage, read_first_stage
+from training.initial_decoders import find_decoder
+from training.methods.crossmae import CrossMAE, CrossMAEConfig
 from training.methods.shared.patches import FBANK_GRID
 
 Modality = Literal["image", "audio"]
@@ -30,6 +32,7 @@ _KERNEL = "patch_embed.proj.weight"
 _POSITIONS = "pos_embed"
 _ENCODERS = ("image_encoder.", "audio_encoder.")
 _TEACHER = "teacher."
+_VIT = "MAE, AudioMAE, timm"  # a layout
 # What may stay in a file without changing what its encoder computes; of anything else we would not know.
 _NOT_ENCODER = ("decoder", "mask_token", "head", "pre_logits")
 _CAV_LETTER: dict[Modality, str] = {"image": "v", "audio": "a"}
@@ -47,70 +50,144 @@ class _Found:
     own: set[str] = field(default_factory=set)  # names of the encoder's state that keep their start
 
 
-def initialise(model: CrossMAE, *, visual: Path | None, audio: Path | None) -> list[str]:
-    """Loads the encoders from files; None leaves one as it is. Returns the lines to print.
+def initialise(model: CrossMAE, *, visual: Path | None, audio: Path | None, scale: FbankScale) -> list[str]:
+    """Loads the encoders from files, and the pixel decoders that are there; None leaves a side as it is.
 
     To be called before the model is moved, wrapped or trained, and not when resuming. A running mean of the encoders
     (targets `ema`) starts at what was loaded.
+
+    Args:
+        scale: what the model's fbanks are normalised with.
+
+    Returns:
+        The lines to print.
 
     Raises:
         UserError: a file cannot be read, is of a layout that is not known, or of another size than the encoder; the
             model is then as it was.
     """
     lines: list[str] = []
-    wanted: list[tuple[Modality, Encoder, Path | None]] = [
-        ("image", model.image_encoder, visual),
-        ("audio", model.audio_encoder, audio),
-    ]
-    ready = []
-    for modality, encoder, path in wanted:
+    ready: list[tuple[nn.Module, dict[str, Tensor]]] = []
+    files: tuple[tuple[Modality, Path | None], ...] = (("image", visual), ("audio", audio))
+    for modality, path in files:
         if path is not None:
-            own = encoder.state_dict()
-            found = _translate(_read(path), modality, path)
-            _fit_positions(found, own, modality)
-            _check(found, own, modality, path)
-            ready.append((encoder, {name: own[name] for name in found.own} | found.state))
-            lines += _lines(found, modality, path)
-    for encoder, state in ready:
-        encoder.load_state_dict(state)
+            parts, said = _prepare(model, modality, path, scale)
+            ready += parts
+            lines += said
+    for module, state in ready:
+        module.load_state_dict(state)
     model.reset_teacher()
     return lines
 
 
-def initialise_from_run(model: CrossMAE, checkpoint: Path) -> list[str]:
+def _prepare(
+    model: CrossMAE, modality: Modality, path: Path, scale: FbankScale
+) -> tuple[list[tuple[nn.Module, dict[str, Tensor]]], list[str]]:
+    """What to load into which part of the model, and the lines to print; the model is as it was."""
+    encoder = model.image_encoder if modality == "image" else model.audio_encoder
+    decoder = model.image_decoder if modality == "image" else model.audio_decoder
+    own, tensors = encoder.state_dict(), _read(path)
+    first = _first_stage_of(path, tensors, model, modality)
+    found = _translate(tensors if first is None else first.to_scale(tensors, scale), modality, path)
+    _fit_positions(found, own, modality)
+    _check(found, own, modality, path)
+    parts: list[tuple[nn.Module, dict[str, Tensor]]] = [
+        (encoder, {name: own[name] for name in found.own} | found.state)
+    ]
+    said = [] if first is None or modality == "image" else first.said_of_scale(scale)
+    if decoder is not None and found.layout == _VIT and (rest := find_decoder(tensors, decoder)) is not None:
+        parts.append((decoder, decoder.state_dict() | rest.state))
+        found.left = [name for name in found.left if name not in rest.names]
+        what = f"{len(rest.state)} tensors from" if rest.misfit is None else f"{rest.misfit}, so not from"
+        said.append(f"{modality} decoder: {what} {path}")
+    return parts, _lines(found, modality, path) + said
+
+
+def _first_stage_of(path: Path, tensors: dict[str, Tensor], model: CrossMAE, modality: Modality) -> FirstStage | None:
+    """What config.json says beside the weights of a checkpoint of ours; None beside any other file."""
+    is_ours = f"{modality}_encoder.{_KERNEL}" in tensors and path.name == WEIGHTS_FILE
+    if not is_ours or not (path.parent / CONFIG_FILE).is_file():
+        return None
+    first = read_first_stage(path.parent)
+    option = "--init-visual" if modality == "image" else "--init-audio"
+    first.check_encoders(model.config.encoder, option=option, flag="--model.encoder")
+    return first
+
+
+def initialise_from_run(model: CrossMAE, checkpoint: Path, scale: FbankScale) -> list[str]:
     """Loads every part that a CrossMAE checkpoint has under the same name and shape. Returns the lines to print.
 
     The encoders must be there whole; the other parts of the model keep their start where the checkpoint has nothing
-    for them, as a decoder's cross-attention when the run was a SelfMAE. A teacher is not taken over: targets `ema`
-    start at the encoders.
+    for them, as a decoder's cross-attention when the run was a SelfMAE, or where its heads are others. A teacher is not
+    taken over: targets `ema` start at the encoders.
 
     Args:
         model: fresh, not yet moved or wrapped.
         checkpoint: a checkpoint, a run folder (its newest), or a folder of `save_pretrained`.
+        scale: what the model's fbanks are normalised with.
 
     Raises:
-        UserError: there is none, or its encoders are of another size.
+        UserError: there is none, or its encoders are of another size or other heads.
     """
-    folder = checkpoint if (checkpoint / WEIGHTS_FILE).is_file() else find_checkpoint(checkpoint)
-    path = folder / WEIGHTS_FILE
-    theirs = {name: value for name, value in _read(path).items() if not name.startswith(_TEACHER)}
+    first = read_first_stage(checkpoint)
+    first.check_encoders(model.config.encoder, option="--init", flag="--model.encoder")
+    path = first.folder / WEIGHTS_FILE
+    state = first.to_scale(_read(path), scale)
+    theirs = {name: value for name, value in state.items() if not name.startswith(_TEACHER)}
     ours = {name: value for name, value in model.state_dict().items() if not name.startswith(_TEACHER)}
     for name, value in ours.items():
         if name.startswith(_ENCODERS) and (name not in theirs or theirs[name].shape != value.shape):
             got = list(theirs[name].shape) if name in theirs else "missing"
-            raise UserError(
-                f"{path} holds other encoders: {name} is {got}, expected {list(value.shape)};"
-                " give a run with the same --preset and --model.encoder"
-            )
-    matched = {name: theirs[name] for name in ours if name in theirs and theirs[name].shape == ours[name].shape}
+            raise UserError(f"{path} holds other encoders: {name} is {got}, expected {list(value.shape)}")
+    unlike = _of_other_heads(first.model, model.config)
+    matched = {
+        name: theirs[name]
+        for name in ours
+        if name in theirs and theirs[name].shape == ours[name].shape and not name.startswith(tuple(unlike))
+    }
     model.load_state_dict(matched, strict=False)
     model.reset_teacher()
-    lines = [f"{len(matched)} of {len(ours)} tensors from {folder}: {_groups(matched)}"]
+    lines = [f"{len(matched)} of {len(ours)} tensors from {first.folder}: {_groups(matched)}"]
+    lines += first.said_of_scale(scale)
+    if heads := {said for prefix, said in unlike.items() if any(name.startswith(prefix) for name in theirs)}:
+        lines.append(f"  not taken, for other heads: {', '.join(sorted(heads))}")
     if fresh := [name for name in ours if name not in matched]:
         lines.append(f"  not in it, or of another shape, so from a random start: {_groups(fresh)}")
     if left := [name for name in theirs if name not in matched]:
         lines.append(f"  left in the file: {_groups(left)}")
     return lines
+
+
+def _of_other_heads(theirs: CrossMAEConfig, ours: CrossMAEConfig) -> dict[str, str]:
+    """The decoders whose weights would compute something else here, by prefix, with what is to be said."""
+    decoders = (
+        ("pixel", ("image_decoder.", "audio_decoder.")),
+        ("embedding", ("image_from_audio.", "audio_from_image.")),
+    )
+    return {
+        prefix: f"{name} decoders ({getattr(theirs, name).heads} there, {getattr(ours, name).heads} here)"
+        for name, prefixes in decoders
+        for prefix in prefixes
+        if getattr(theirs, name).heads != getattr(ours, name).heads
+    }
+
+
+def take_teacher(model: CrossMAE, checkpoint: Path, scale: FbankScale) -> list[str]:
+    """Gives targets `teacher` the encoders of a finished run. Returns the lines to print.
+
+    Args:
+        scale: what the model's fbanks are normalised with.
+
+    Raises:
+        UserError: there is none, its encoders are of another size or other heads, or the targets are others.
+    """
+    first = read_first_stage(checkpoint)
+    first.check_encoders(model.config.encoder, option="--teacher", flag="--model.encoder")
+    try:
+        model.set_teacher(first.to_scale(_read(first.folder / WEIGHTS_FILE), scale))
+    except ValueError as error:
+        raise UserError(f"--teacher {first.folder}: {error}") from error
+    return [f"the embedding targets are those of {first.folder}", *first.said_of_scale(scale)]
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -160,9 +237,9 @@ def _translate(tensors: dict[str, Tensor], modality: Modality, path: Path) -> _F
 
 
 def _from_vit(tensors: dict[str, Tensor], modality: Modality) -> _Found:
-    """MAE, AudioMAE and timm: our names. A decoder and a classifier's head are left."""
+    """MAE, AudioMAE and timm: our names. A decoder and a classifier's head are none of the encoder."""
     left = [name for name in tensors if name.startswith(_NOT_ENCODER)]
-    found = _Found("MAE, AudioMAE, timm", {name: v for name, v in tensors.items() if name not in set(left)}, left)
+    found = _Found(_VIT, {name: v for name, v in tensors.items() if name not in set(left)}, left)
     kernel = found.state[_KERNEL]
     if modality == "audio" and kernel.ndim == 4 and kernel.shape[1] == 3:
         found.state[_KERNEL] = kernel.sum(dim=1, keepdim=True)

@@ -3,7 +3,6 @@
 index ─> order ─> loader ─> normalise ─> task: model and loss ─> backward ─> optimizer ─> log, checkpoint
 """
 
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -17,28 +16,27 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
-from shards_spec.errors import UserError
 from training.checkpoint import (
     CONFIG_FILE,
     UNKNOWN_OFFSET,
     TrainState,
     checkpoints,
-    load_optimizer,
     load_weights,
     read_state,
     save_checkpoint,
     set_later_aside,
     write_json,
 )
-from training.config import RunConfig
+from training.config import OptimizerConfig, RunConfig
+from training.first_stage import FbankScale, fbank_scale
 from training.flops import peak_flops
 from training.optimizer import gradient_norms, learning_rate
 from training.processes import StopRequest, compiled, start_trackers
-from training.resume import check_same_run, checkpoint_to_resume, how_to_go_on
+from training.resume import check_same_run, checkpoint_to_resume, going_on, how_to_go_on, resume_optimizer
 from training.run_folder import METRICS_FILE, StepLog, keys_file, lock_run
 from training.stream.ahead import check_cache
 from training.stream.index import DatasetIndex
-from training.stream.loader import Batch, Normalise, load
+from training.stream.loader import Batch, Normalise, count_valid_frames, load
 from training.stream.order import Place, SampleStream
 from training.stream.shares import rank_shares
 from training.stream.waiting import StopWaiting
@@ -58,6 +56,7 @@ class Inputs:
 
     image: Tensor  # float [B, 3, 224, 224], normalised
     fbank: Tensor  # float [B, 1024, 128], normalised
+    valid_frames: Tensor  # int64 [B], the fbank's rows before padding
     seeds: Tensor  # int64 [B], of every random choice for the sample
     numbers: Tensor  # int64 [B], sample numbers in the index; on the CPU
 
@@ -77,10 +76,13 @@ class Task(Protocol):
     def needs_all_pieces(self) -> bool:
         """Whether `look_ahead` must see all pieces of a step before the first is taken."""
 
-    def initialise(self) -> list[str]:
-        """Prepares the weights of a run that does not resume; what it did, in lines to print."""
+    def initialise(self, scale: FbankScale) -> list[str]:
+        """Prepares the weights of a run that does not resume; what it did, in lines to print.
 
-    def make_optimizer(self) -> torch.optim.Optimizer:
+        `scale` is what fbanks are normalised with.
+        """
+
+    def make_optimizer(self, options: OptimizerConfig) -> torch.optim.Optimizer:
         """The optimizer; a group's `lr_scale` multiplies the rate of the step."""
 
     def look_ahead(self, pieces: list[Inputs]) -> None:
@@ -89,8 +91,8 @@ class Task(Protocol):
     def losses(self, model: nn.Module, inputs: Inputs, piece: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a piece of the batch, and its parts, scalars without gradient."""
 
-    def after_step(self) -> None:
-        """Called after each optimizer step."""
+    def after_step(self, done: float, in_all: float) -> None:
+        """Called after each optimizer step, of which there are `done` of `in_all`, as `learning_rate` counts them."""
 
     def diagnose(self, inputs: Inputs) -> dict[str, Tensor]:
         """What tells learning from collapse: scalars on the device."""
@@ -121,34 +123,31 @@ class Loop:
         self.is_main: bool = accelerator.is_main_process
         self.world: int = accelerator.num_processes
         self.micro_steps = config.micro_steps(self.world)
-        mean = self.index.mean if config.fbank_mean is None else config.fbank_mean
-        std = self.index.std if config.fbank_std is None else config.fbank_std
-        if not 0 < std < math.inf:
-            raise UserError(f"the fbanks have a standard deviation of {std}: mend the dataset, or give --fbank-std")
-        self.config = config = replace(config, fbank_mean=mean, fbank_std=std)  # checkpoints tell what they saw
-        self.normalise = Normalise(mean, std).to(accelerator.device)
-
         self.lock = lock_run(config.out) if self.is_main else None  # held until the process ends
         self.step, self.place = 0, Place()
         self.has_saved = False
         self.resumed = checkpoint_to_resume(config)
+        self.changes: list[str] = []
         if self.resumed is not None:
             check_same_run(self.resumed, config, index.fingerprint, ("order", *task.identity))
+            config, self.changes = going_on(self.resumed, config)
             load_weights(self.resumed, task.weights)
             state = read_state(self.resumed)
             self.step, self.place = state.step, state.place
-        else:
-            for line in task.initialise():
+        scale = fbank_scale(config, index)
+        self.config = config = replace(config, fbank_mean=scale.mean, fbank_std=scale.std)  # checkpoints tell it
+        self.normalise = Normalise(scale.mean, scale.std).to(accelerator.device)
+        if self.resumed is None:
+            for line in task.initialise(scale):
                 self._say(line)
         for line in index.quiet_warnings() if self.is_main else ():
             self._warn(line)
         check_cache(self.index, self.stream, self.place, config.batch_size)
         self.steps = self._steps_in_all()
         model = compiled(task.weights) if config.compile else task.weights
-        self.model, self.optimizer = accelerator.prepare(model, task.make_optimizer())
+        self.model, self.optimizer = accelerator.prepare(model, task.make_optimizer(config.optimizer))
         if self.resumed is not None:
-            saved = load_optimizer(self.resumed)
-            self.optimizer.load_state_dict(saved["optimizer"])
+            saved = resume_optimizer(self.resumed, self.optimizer, task.make_optimizer)
             if accelerator.scaler is not None and "scaler" in saved:
                 accelerator.scaler.load_state_dict(saved["scaler"])
         self.flops_limit = self._flops_limit()
@@ -198,7 +197,8 @@ class Loop:
 
     def _one_step(self, batches: Iterator[Batch], window: Window) -> None:
         """Forward, backward and update for the next batch of the order; then, and only then, the place moves on."""
-        rate = learning_rate(self.step, self.steps, self.config.optimizer, self.config.batch_size)
+        done, in_all = self._progress()
+        rate = learning_rate(done, in_all, self.config.optimizer, self.config.batch_size)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         pieces = self._pieces(batches, window)
@@ -226,7 +226,7 @@ class Loop:
             clip_grads_with_norm_(self.task.weights.parameters(), self.config.optimizer.clip_grad, norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.task.after_step()
+        self.task.after_step(done + 1, in_all)
         window.parts.append(torch.cat([total / self.micro_steps, norm.detach().float().reshape(1)]))
         self.step += 1
         self.place = self.place.advance(self.config.batch_size, len(self.index))
@@ -241,11 +241,15 @@ class Loop:
             window.replaced += batch.replaced
             if self.keys_log is not None:
                 self.keys_log.write({"step": self.step + 1, "keys": batch.keys})
-            image, fbank = self.normalise(
-                batch.image[:, 0].to(device, non_blocking=True), batch.fbank.to(device, non_blocking=True)
+            stored = batch.fbank.to(device, non_blocking=True)
+            image, fbank = self.normalise(batch.image[:, 0].to(device, non_blocking=True), stored)
+            yield Inputs(
+                image=image,
+                fbank=fbank,
+                valid_frames=count_valid_frames(stored),
+                seeds=batch.seeds.to(device, non_blocking=True),
+                numbers=batch.numbers,
             )
-            seeds = batch.seeds.to(device, non_blocking=True)
-            yield Inputs(image=image, fbank=fbank, seeds=seeds, numbers=batch.numbers)
 
     # ---------------------------------------------------------------- what it reads
 
@@ -270,6 +274,17 @@ class Loop:
             stopping=stop.interrupts,
             pin=self.accelerator.device.type == "cuda",
         )
+
+    def _progress(self) -> tuple[float, float]:
+        """How many steps are done, and of how many in all, for what depends on how far the run is.
+
+        Where --epochs gives its length, samples are counted, in steps of today's batch size: after one of another size
+        the rate goes on where it was. --steps gives a number of steps, whatever they hold.
+        """
+        if self.config.steps is not None:
+            return self.step, self.steps
+        done = self.place.samples_done(len(self.index)) / self.config.batch_size
+        return done, done + self.steps - self.step
 
     def _steps_in_all(self) -> int:
         if self.config.steps is not None:
@@ -298,6 +313,8 @@ class Loop:
         if not self.is_main:
             return
         write_json(out / CONFIG_FILE, self.config.to_dict())
+        for line in self.changes:
+            self._say(line)
         begin = f"resuming {self.resumed}" if self.resumed is not None else "starting"
         precision = {"no": "float32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision)
         self._say(

@@ -5,6 +5,7 @@ from training.pretrained import CrossMAE
 model = CrossMAE.from_pretrained("runs/pretrain")             # a run, a checkpoint, or a name on the Hugging Face Hub
 image, fbank = model.normalise(frames, fbanks)                # uint8 [B, 224, 224, 3], float [B, 1024, 128]
 features = model.encode_audio(fbank)                          # pooled [B, D], tokens [B, 512, D], cls [B, D]
+# with --model.encoder.padding left_out: encode_audio(fbank, count_valid_frames(fbanks)), of training.stream.loader
 model.push_to_hub("me/crossmae-base")
 """
 

@@ -1,14 +1,38 @@
 """Which checkpoint a run goes on from, and whether it is one of the same run."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from shards_spec.errors import UserError
-from training.checkpoint import CONFIG_FILE, TO_RESUME, find_checkpoint, newest_checkpoint, read_json, read_state
-from training.config import RunConfig
+from training.checkpoint import (
+    CONFIG_FILE,
+    OPTIMIZER_FILE,
+    TO_RESUME,
+    find_checkpoint,
+    load_optimizer,
+    newest_checkpoint,
+    read_json,
+    read_state,
+)
+from training.config import OptimizerConfig, RunConfig
 from training.methods.crossmae.config import config_from_dict, config_to_dict
+from training.optimizer import in_order, load_moments
+
+Config = TypeVar("Config", bound=RunConfig)
+# What a run looked at when it began, and never again: it stays what it was.
+_AT_THE_START = ("init", "init_visual", "init_audio", "teacher")
+# What changes nothing that is learned, what only names values that are compared themselves, and what is compared
+# elsewhere. A change of anything else is told.
+_NOT_TOLD = {
+    *("out", "resume", "workers", "cache_dir", "cache_size", "save_every", "keep", "log_every", "trace_keys"),
+    *("report_to", "diagnose_every", "preset", "variant", "recipe", "dataset_recipe", "checkpoint_activations"),
+    *("data", "seed", "order", "shuffle", "window", "weights", "balanced", "model", "finetune"),
+    *("fbank_mean", "fbank_std", *_AT_THE_START),
+}
 
 
 def checkpoint_to_resume(config: RunConfig) -> Path | None:
@@ -50,10 +74,114 @@ def check_same_run(checkpoint: Path, config: RunConfig, fingerprint: str, identi
     if state.seed != config.seed:
         raise UserError(f"{checkpoint} was trained with --seed {state.seed}, not {config.seed}")
     theirs, ours = read_json(checkpoint / CONFIG_FILE), config.to_dict()
+    _check_optimizer_and_scale(checkpoint, config, theirs)
     for name in identity:
         if differing := sorted(_differences(_comparable(name, theirs), _comparable(name, ours), name)):
             kind = "was trained in another order" if name == "order" else f"holds another {name}"
             raise UserError(f"{checkpoint} {kind}: {'; '.join(differing[:3])}")
+
+
+def _check_optimizer_and_scale(checkpoint: Path, config: RunConfig, theirs: dict[str, Any]) -> None:
+    """Refuses what would make the moments, or the weights, those of something else."""
+    kind = _optimizer_options(theirs).kind
+    if kind != config.optimizer.kind:
+        raise UserError(
+            f"{checkpoint} was trained with --optimizer.kind {kind}, not {config.optimizer.kind}: say the former, or"
+            " begin a new run with --init, which takes the weights alone"
+        )
+    for name in ("fbank_mean", "fbank_std"):
+        then, now = theirs.get(name), getattr(config, name)
+        if None not in (then, now) and then != now:
+            raise UserError(
+                f"{checkpoint} was trained with {_option(name)} {then}, not {now}: say the former, or begin a new run"
+                " with --init, which adapts the weights"
+            )
+
+
+def going_on(checkpoint: Path, config: Config) -> tuple[Config, list[str]]:
+    """The configuration that a run goes on with, and what has changed since the checkpoint, in lines to print.
+
+    The scale of the fbanks, where it is not given, and what a run begins with are the checkpoint's; everything else is
+    what is asked for now.
+    """
+    theirs = read_json(checkpoint / CONFIG_FILE)
+    kept: dict[str, Any] = {name: theirs[name] for name in ("fbank_mean", "fbank_std") if theirs.get(name) is not None}
+    said = []
+    for name in _AT_THE_START:
+        if name in theirs and hasattr(config, name):
+            then, now = None if theirs[name] is None else Path(theirs[name]), getattr(config, name)
+            kept[name] = then
+            if now not in (None, then):
+                said.append(f"{_option(name)} {now} is not looked at: this run began with {then or 'none'}")
+    return replace(config, **kept), [*_changes(checkpoint, theirs, config), *said]
+
+
+def _changes(checkpoint: Path, theirs: dict[str, Any], config: RunConfig) -> list[str]:
+    """The options that take effect from now on, old and new, and what follows from another batch size."""
+    then, now = dict(_leaves(_told(theirs))), dict(_leaves(_told(config.to_dict())))
+    changed = [name for name in now if name in then and then[name] != now[name]]
+    if not changed:
+        return []
+    told = ", ".join(f"{_option(name)} {then[name]} -> {now[name]}" for name in changed)
+    lines = [f"changed since {checkpoint.name}: {told}"]
+    if "batch_size" in changed and config.steps is not None:
+        lines.append(f"the run still ends after step {config.steps}, and the rate goes by steps, whatever they hold")
+    if "batch_size" in changed and config.optimizer.scale_lr:
+        peaks = (config.optimizer.lr * size / 256 for size in (then["batch_size"], now["batch_size"]))
+        lines.append("with --optimizer.scale-lr the peak rate goes with the batch size: {:g} -> {:g}".format(*peaks))
+    return lines
+
+
+def _told(config: dict[str, Any]) -> dict[str, Any]:
+    """What is worth telling of a config.json."""
+    told = {name: value for name, value in config.items() if name not in _NOT_TOLD}
+    return told | {"optimizer": asdict(_optimizer_options(config))}
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A nested configuration as `a.b` and value."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _optimizer_options(config: dict[str, Any]) -> OptimizerConfig:
+    """The optimizer's options in a config.json; what an older version did not know has its default."""
+    known = asdict(OptimizerConfig())
+    told = {name: value for name, value in config.get("optimizer", {}).items() if name in known}
+    return OptimizerConfig(**told | {"betas": tuple(told.get("betas", known["betas"]))})
+
+
+def resume_optimizer(
+    checkpoint: Path,
+    optimizer: torch.optim.Optimizer,
+    make_optimizer: Callable[[OptimizerConfig], torch.optim.Optimizer],
+) -> dict[str, Any]:
+    """Gives an optimizer a checkpoint's moments; its options stay those that it was made with.
+
+    Args:
+        make_optimizer: what the optimizer was made by. Which parameter the moments are of follows from the options
+            with which they were saved.
+
+    Returns:
+        All that optimizer.pt holds.
+
+    Raises:
+        UserError: the file is damaged, or of another model.
+    """
+    saved = load_optimizer(checkpoint)
+    then = make_optimizer(_optimizer_options(read_json(checkpoint / CONFIG_FILE)))
+    try:
+        load_moments(optimizer, saved["optimizer"], in_order(then))
+    except ValueError as error:
+        raise UserError(f"{checkpoint / OPTIMIZER_FILE}: {error}; resume from another checkpoint") from error
+    return saved
 
 
 def _comparable(name: str, config: dict[str, Any]) -> Any:

@@ -2,23 +2,20 @@
 
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from shards_spec.command_line import one_line_errors
 from shards_spec.errors import DamagedSampleError, UserError
-from training.checkpoint import WEIGHTS_FILE, find_checkpoint
-from training.config import TrainConfig, parse_arguments
+from training.config import OptimizerConfig, TrainConfig, parse_arguments
 from training.contrast_cache import cache_contrast
 from training.finetune.config import FinetuneConfig, parse_finetune
 from training.finetune.finetune import make_finetune_loop
+from training.first_stage import FbankScale
 from training.flops import flops_per_sample
-from training.initial_weights import initialise, initialise_from_run
+from training.initial_weights import initialise, initialise_from_run, take_teacher
 from training.loop import Inputs, Loop, NonFiniteLossError, NotSavedError
 from training.methods.crossmae.diagnostics import diagnose
 from training.methods.crossmae.model import CrossMAE
@@ -87,30 +84,23 @@ class Pretraining:
         self.needs_all_pieces = config.contrast_cache and config.micro_steps(world) > 1  # a single piece sees all
         self._cached: list[CachedContrast] = []
 
-    def initialise(self) -> list[str]:
+    def initialise(self, scale: FbankScale) -> list[str]:
         """Weights from --init, --init-visual and --init-audio, and the teacher; what is left is drawn from the seed."""
         config, said = self.config, []
         if config.init is not None:
-            said += initialise_from_run(self.weights, config.init)
+            said += initialise_from_run(self.weights, config.init, scale)
         if config.init_visual is not None or config.init_audio is not None:
-            said += initialise(self.weights, visual=config.init_visual, audio=config.init_audio)
+            said += initialise(self.weights, visual=config.init_visual, audio=config.init_audio, scale=scale)
         if config.teacher is not None:
-            said.append(self._take_teacher(find_checkpoint(config.teacher)))
+            said += take_teacher(self.weights, config.teacher, scale)
         elif config.model.embedding.enabled and config.model.embedding.targets == "teacher":
             raise UserError("--model.embedding.targets teacher needs --teacher RUN, the run of the first stage")
         self.weights.reset_teacher()
         return said
 
-    def _take_teacher(self, checkpoint: Path) -> str:
-        try:
-            self.weights.set_teacher(load_file(checkpoint / WEIGHTS_FILE))
-        except (ValueError, OSError, SafetensorError) as error:
-            raise UserError(f"--teacher {checkpoint}: {error}") from error
-        return f"the embedding targets are those of {checkpoint}"
-
-    def make_optimizer(self) -> torch.optim.Optimizer:
+    def make_optimizer(self, options: OptimizerConfig) -> torch.optim.Optimizer:
         """AdamW, one rate for all."""
-        return make_optimizer(self.weights, self.config.optimizer, fused=True)
+        return make_optimizer(self.weights, options, fused=True)
 
     def look_ahead(self, pieces: list[Inputs]) -> None:
         """The contrastive loss of the whole batch, for --contrast-cache."""
@@ -119,10 +109,10 @@ class Pretraining:
     def losses(self, model: nn.Module, inputs: Inputs, piece: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 13 and its parts."""
         cached = self._cached[piece] if self.needs_all_pieces else None
-        output = model(inputs.image, inputs.fbank, inputs.seeds, cached)
+        output = model(inputs.image, inputs.fbank, inputs.seeds, cached, inputs.valid_frames)
         return output.loss, output.parts
 
-    def after_step(self) -> None:
+    def after_step(self, done: float, in_all: float) -> None:
         """Moves the running mean of the encoders, where that gives the targets; holds a learned temperature."""
         self.weights.update_teacher()
         if self.weights.contrast is not None:
@@ -130,7 +120,7 @@ class Pretraining:
 
     def diagnose(self, inputs: Inputs) -> dict[str, Tensor]:
         """What docs/model.md lists."""
-        return diagnose(self.weights, inputs.image, inputs.fbank, inputs.seeds)
+        return diagnose(self.weights, inputs.image, inputs.fbank, inputs.seeds, inputs.valid_frames)
 
     def flops_per_sample(self) -> int | None:
         """Of the whole model, counted."""

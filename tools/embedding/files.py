@@ -107,8 +107,6 @@ def _here(files: Sequence[Path], rows: Sequence[dict[str, Any]], options: Sample
             yield make_sample(path, row, options=options)
         except ClipError as error:
             yield Failure(error.reason, error.detail)
-        except OSError as error:
-            yield Failure("decode_error", " ".join(str(error).split()))
 
 
 def _isolated(

@@ -20,8 +20,9 @@ from isal import isal_zlib
 from shards_spec.dataset import DATASET_FILE, read_dataset
 from shards_spec.errors import UserError
 from shards_spec.quiet import SHORT_SECONDS, Quiet, count_quiet, is_quiet, kind_of, loudest, rows_of
-from shards_spec.sample import FBANK_MELS, FBANK_MEMBER, FBANK_SHIFT_MS, JSON_MEMBER, member_column
+from shards_spec.sample import FBANK_MELS, FBANK_MEMBER, FBANK_SHIFT_MS, FRAME_MEMBER, JSON_MEMBER, member_column
 from shards_spec.tables import plan_path, read_table, shard_stem
+from tools.verify.undecoded import looks_undecoded
 
 Row = dict[str, Any]
 
@@ -247,6 +248,16 @@ def quiet_samples(found: DatasetFacts, count: int) -> Iterator[tuple[Row, dict[s
 def _ok_rows(found: DatasetFacts, shard: int) -> pa.Table:
     table, _ = read_table(found.folder / f"{shard_stem(shard)}.parquet")
     return table.filter(pc.equal(table["status"], "ok"))
+
+
+def undecoded(found: DatasetFacts) -> list[str]:
+    """Keys of those among MOST_METADATA evenly spaced samples whose frame looks as if it had not been decoded.
+
+    Raises:
+        UserError: a sample is damaged; names shard, key and offset.
+    """
+    looked_at = (row for row, _ in samples(found, MOST_METADATA))
+    return [row["key"] for row in looked_at if looks_undecoded(payload(found.folder, row, FRAME_MEMBER))]
 
 
 def payload(folder: Path, row: Row, member: str) -> bytes:

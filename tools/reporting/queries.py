@@ -29,14 +29,15 @@ _SPREAD_PAIRS = 2048  # pairs of queries compared
 
 
 @torch.no_grad()
-def cross_attention(module: CrossAttention, x: Tensor, context: Tensor) -> Tensor:
+def cross_attention(module: CrossAttention, x: Tensor, context: Tensor, bias: Tensor | None = None) -> Tensor:
     """The weights [B, heads, N, M] with which x [B, N, D] attends to context [B, M, C] in a CrossAttention.
 
-    The module keeps none, so they are computed again from its parts.
+    The module keeps none, so they are computed again from its parts. bias as of its forward.
     """
     q = module.q(module.norm(x)).unflatten(-1, (module.heads, -1)).transpose(1, 2)
     k, _ = module.kv(context).unflatten(-1, (2, module.heads, -1)).permute(2, 0, 3, 1, 4)
-    return (q.float() @ k.float().transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(dim=-1)
+    scores = q.float() @ k.float().transpose(-2, -1) / math.sqrt(q.shape[-1])
+    return (scores if bias is None else scores + bias).softmax(dim=-1)
 
 
 @torch.no_grad()
@@ -51,7 +52,7 @@ def query_attention(loaded: LoadedModel, seen: Seen) -> tuple[Tensor, Tensor]:
         last = decoder.blocks[-1].cross
         assert isinstance(last, CrossAttention)
 
-        def catch(module: CrossAttention, inputs: tuple[Tensor, Tensor], name: str = name) -> None:
+        def catch(module: CrossAttention, inputs: tuple[Tensor, Tensor, Tensor | None], name: str = name) -> None:
             caught[name] = cross_attention(module, *inputs)[0].mean(dim=0)
 
         handles.append(last.register_forward_pre_hook(catch))

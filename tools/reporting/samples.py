@@ -27,7 +27,7 @@ from training.evaluation.features import LoadedModel
 from training.methods.crossmae.model import View
 from training.methods.shared.patches import FBANK_GRID, IMAGE_GRID, unpatchify_fbank, unpatchify_image
 from training.stream.index import DatasetIndex
-from training.stream.loader import Normalise, load
+from training.stream.loader import Normalise, count_valid_frames, load
 from training.stream.order import Numbers, Place, SampleStream
 from training.stream.shares import Share
 
@@ -104,6 +104,7 @@ class Seen:
 
     pixels: Tensor  # [1, 3, S, S], normalised
     fbank: Tensor  # [1, T, M], normalised
+    valid_frames: Tensor  # [1]
     seeds: Tensor  # [1]
     image: View
     audio: View
@@ -113,11 +114,11 @@ class Seen:
 def see(loaded: LoadedModel, stored: Stored) -> Seen:
     """Masks and encodes a sample as in training."""
     device = loaded.device
-    frame, fbank = torch.from_numpy(stored.frame)[None], torch.from_numpy(stored.fbank)[None]
-    pixels, values = loaded.normalise(frame.to(device), fbank.to(device))
-    seeds = torch.tensor([stored.seed], device=device)
-    image, audio = loaded.model.see_image(pixels, seeds), loaded.model.see_audio(values, seeds)
-    return Seen(pixels=pixels, fbank=values, seeds=seeds, image=image, audio=audio)
+    frame, fbank = (torch.from_numpy(values)[None].to(device) for values in (stored.frame, stored.fbank))
+    pixels, values = loaded.normalise(frame, fbank)
+    valid_frames, seeds = count_valid_frames(fbank), torch.tensor([stored.seed], device=device)
+    image, audio = loaded.model.see_image(pixels, seeds), loaded.model.see_audio(values, seeds, valid_frames)
+    return Seen(pixels=pixels, fbank=values, valid_frames=valid_frames, seeds=seeds, image=image, audio=audio)
 
 
 @torch.no_grad()
@@ -128,13 +129,13 @@ def pictures(loaded: LoadedModel, stored: Stored, seen: Seen, run: int) -> OfRun
     silent = stored.sound.cells(_on_grid(seen.audio.mask.is_masked, FBANK_GRID))
     rebuilt = Both(image=None, sound=None)
     if loaded.model.config.pixel.target != "none":
-        made = loaded.model.reconstruct(seen.pixels, seen.fbank, seen.seeds)
+        made = loaded.model.reconstruct(seen.pixels, seen.fbank, seen.seeds, seen.valid_frames)
         frame, sound = _as_frame(made.image.patches, loaded.normalise), _as_stored(made.audio.patches, loaded.normalise)
         rebuilt = Both(
             image=as_picture(np.where(hidden[..., None], frame, image)),
             sound=as_picture(np.where(silent[..., None], stored.sound.pixels(sound), audio)),
         )
-    chosen, heard = _attentive(seen.image, IMAGE_GRID), _attentive(seen.audio, FBANK_GRID)
+    chosen, heard = _on_grid(seen.image.is_attentive, IMAGE_GRID), _on_grid(seen.audio.is_attentive, FBANK_GRID)
     return OfRun(
         run=run,
         masked=Both(image=as_picture(hide(image, hidden)), sound=as_picture(hide(audio, silent))),
@@ -151,12 +152,6 @@ def place_name(number: int, grid: Sequence[int]) -> str:
     time, band = divmod(number, grid[1])
     seconds = time * (1024 // grid[0]) * FBANK_SHIFT_MS / 1000
     return f"{seconds:.1f} s, mel {band * FBANK_MELS // grid[1]}–{(band + 1) * FBANK_MELS // grid[1] - 1}"
-
-
-def _attentive(view: View, grid: tuple[int, int]) -> Flags:
-    is_masked = view.mask.is_masked
-    chosen = view.mask.visible.gather(1, view.places)
-    return _on_grid(torch.zeros_like(is_masked).scatter(1, chosen, True), grid)
 
 
 def _on_grid(flags: Tensor, grid: tuple[int, int]) -> Flags:

@@ -31,10 +31,12 @@ class Damage:
 
 @dataclass(kw_only=True)
 class Findings:
-    """Damage found so far: the first MOST_LISTED of it, and how much there is."""
+    """Damage found so far: the first MOST_LISTED of it, and how much there is; and the same of what is doubtful."""
 
     listed: list[Damage] = field(default_factory=list)
     count: int = 0
+    doubtful: list[Damage] = field(default_factory=list)
+    doubts: int = 0
 
     def add(self, file: str, what: str, *, key: str | None = None, offset: int | None = None) -> None:
         """Adds one finding."""
@@ -42,7 +44,15 @@ class Findings:
         if len(self.listed) < MOST_LISTED:
             self.listed.append(Damage(file=file, what=what, key=key, offset=offset))
 
+    def doubt(self, file: str, what: str, *, key: str, offset: int) -> None:
+        """Adds what is as it was written, and yet may not be right."""
+        self.doubts += 1
+        if len(self.doubtful) < MOST_LISTED:
+            self.doubtful.append(Damage(file=file, what=what, key=key, offset=offset))
+
     def extend(self, others: "Findings") -> None:
         """Adds all findings of another list."""
         self.count += others.count
         self.listed = (self.listed + others.listed)[:MOST_LISTED]
+        self.doubts += others.doubts
+        self.doubtful = (self.doubtful + others.doubtful)[:MOST_LISTED]

@@ -20,6 +20,7 @@ from shards_spec.storage import Place
 from shards_spec.tar import TarWriter
 from tools.verify.damage import Findings
 from tools.verify.sample import problems_of
+from tools.verify.undecoded import UNDECODED, looks_undecoded
 
 Row = dict[str, Any]
 Count = Callable[[int], None]  # is told how many more bytes have been checked
@@ -202,8 +203,11 @@ def _check_sample(tar: Tar, file: BinaryIO, row: Row, found: Findings) -> None:
             what = f"its {member} ({length:,} bytes) has crc32 {crc:08x}, the table says {crc32:08x}"
             found.add(name, what, key=key, offset=offset)
         else:
-            for problem in problems_of(member, payload, row):
+            problems = problems_of(member, payload, row)
+            for problem in problems:
                 found.add(name, f"its {member} {problem}", key=key, offset=offset)
+            if member.endswith("jpg") and not problems and looks_undecoded(payload):
+                found.doubt(name, f"its {member} {UNDECODED}", key=key, offset=offset)
 
 
 def _locate(tar: Tar, file: BinaryIO, size: int, found: Findings) -> None:

@@ -21,7 +21,7 @@ from training.evaluation.row_cache import PIECE, cached_rows
 from training.finetune.classifier import LoadedClassifier, load_classifier
 from training.finetune.labels import Labels, check_single, class_list_hash, read_labels
 from training.stream.index import DatasetIndex
-from training.stream.loader import load
+from training.stream.loader import count_valid_frames, load
 from training.stream.order import Numbers
 from training.stream.shares import Share
 
@@ -147,12 +147,13 @@ def classify(loaded: LoadedClassifier, frames: Tensor, fbank: Tensor) -> Tensor:
     CAV-MAE does.
     """
     model, device = loaded.classifier, loaded.normalise.fbank_mean.device
+    fbank = fbank.to(device)
     audio: Tensor | None = None
     scores: list[Tensor] = []
     for frame in frames.unbind(dim=1):
-        pixels, values = loaded.normalise(frame.to(device), fbank.to(device))
+        pixels, values = loaded.normalise(frame.to(device), fbank)
         if model.audio_encoder is not None and audio is None:
-            audio = model.audio_features(values)
+            audio = model.audio_features(values, count_valid_frames(fbank))
         video = None if model.image_encoder is None else model.image_features(pixels)
         scores.append(model.classify(audio, video).double())
     if len(scores) == 1:

@@ -24,7 +24,7 @@ from training.methods.crossmae.config import config_from_dict
 from training.methods.crossmae.model import CrossMAE
 from training.methods.shared.encoder import Features
 from training.stream.index import DatasetIndex
-from training.stream.loader import Normalise, load
+from training.stream.loader import Normalise, count_valid_frames, load
 from training.stream.order import Numbers
 from training.stream.shares import Share
 
@@ -67,9 +67,10 @@ class LoadedModel:
     @torch.no_grad()
     def encode_audio(self, fbank: Tensor) -> Features:
         """Features of all 512 tokens of fbanks as stored, float16 [B, T, M], on any device."""
-        _, values = self.normalise(self.normalise.image_mean.view(1, 1, 1, -1), fbank.to(self.device))
+        fbank = fbank.to(self.device)
+        _, values = self.normalise(self.normalise.image_mean.view(1, 1, 1, -1), fbank)
         with self._autocast():
-            return self.model.encode_audio(values)
+            return self.model.encode_audio(values, count_valid_frames(fbank))
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)

@@ -94,6 +94,14 @@ def mix_fbanks(fbank: Tensor, mix: Mix, *, mean: float, std: float) -> Tensor:
     return torch.where(share == 1, fbank, result)
 
 
+def mixed_frames(valid_frames: Tensor, seeds: Tensor, config: AugmentConfig) -> Tensor:
+    """Rows before the padding of each fbank [B] of a piece once `augment` has mixed it: of two sounds the longer's."""
+    if not config.mixup:
+        return valid_frames
+    mix = draw_mix(seeds, config)
+    return torch.where(mix.share == 1, valid_frames, torch.maximum(valid_frames, valid_frames[mix.partner]))
+
+
 def spec_augment(fbank: Tensor, seeds: Tensor, config: AugmentConfig, *, fill: float) -> Tensor:
     """Blanks a band of mel bins and a run of rows of each fbank [B, T, M]; widths are uniform from 0 to the widest.
 

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from shards_spec.errors import UserError
 from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint, load_weights, read_json, read_state
 from training.finetune.labels import Task
+from training.first_stage import FbankScale, read_first_stage
 from training.methods.crossmae.config import config_from_dict
 from training.methods.shared.encoder import Encoder, EncoderConfig, Features
+from training.methods.shared.padding import valid_tokens
 from training.methods.shared.patches import FBANK_SHAPE, IMAGE_CHANNELS, IMAGE_SHAPE
 from training.stream.loader import Normalise
 
@@ -44,7 +46,7 @@ class Classifier(nn.Module):
             keep_average: whether to hold the running mean of the weights too.
         """
         super().__init__()
-        self.pool = pool
+        self.encoder, self.pool = encoder, pool
         again = {"recompute": recompute}
         self.audio_encoder = Encoder(encoder, shape=FBANK_SHAPE, channels=1, **again) if "a" in inputs else None
         self.image_encoder = (
@@ -59,16 +61,23 @@ class Classifier(nn.Module):
             self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
             self.register_buffer("steps_averaged", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, image: Tensor, fbank: Tensor) -> Tensor:
-        """Scores before the sigmoid or softmax, float [B, C], of images [B, 3, 224, 224] and fbanks [B, 1024, 128]."""
-        audio = None if self.audio_encoder is None else self.audio_features(fbank)
+    def forward(self, image: Tensor, fbank: Tensor, valid_frames: Tensor | None = None) -> Tensor:
+        """Scores before the sigmoid or softmax, float [B, C], of images [B, 3, 224, 224] and fbanks [B, 1024, 128].
+
+        valid_frames as of `audio_features`.
+        """
+        audio = None if self.audio_encoder is None else self.audio_features(fbank, valid_frames)
         video = None if self.image_encoder is None else self.image_features(image)
         return self.classify(audio, video)
 
-    def audio_features(self, fbank: Tensor) -> Tensor:
-        """Pooled features [B, D] of fbanks [B, 1024, 128], normalised."""
+    def audio_features(self, fbank: Tensor, valid_frames: Tensor | None = None) -> Tensor:
+        """Pooled features [B, D] of fbanks [B, 1024, 128], normalised.
+
+        valid_frames int64 [B], their rows before padding, are looked at with encoder.padding `left_out` alone.
+        """
         assert self.audio_encoder is not None
-        return self._pooled(self.audio_encoder(fbank.unsqueeze(1)))
+        is_valid = valid_tokens(self.encoder.padding, valid_frames)
+        return self._pooled(self.audio_encoder(fbank.unsqueeze(1), None, is_valid))
 
     def image_features(self, image: Tensor) -> Tensor:
         """Pooled features [B, D] of images [B, 3, 224, 224], normalised."""
@@ -84,20 +93,16 @@ class Classifier(nn.Module):
 
 
 @torch.no_grad()
-def follow(classifier: Classifier, *, steps_done: int, begin: int) -> None:
-    """Moves the running mean of the weights on, after optimizer step number `steps_done` (from 1).
+def follow(classifier: Classifier, *, steps_averaged: int) -> None:
+    """Moves the running mean of the weights on, to that after `steps_averaged` optimizer steps, this one included.
 
-    The mean is over the weights after steps begin + 1, begin + 2, ...; before, there is none. Mean and counts are in
-    the classifier's state, so a resumed run has the same mean to the bit.
+    Mean and count are in the classifier's state, so a resumed run has the same mean to the bit.
     """
     assert classifier.average is not None
-    classifier.get_buffer("steps_done").fill_(steps_done)
-    averaged = steps_done - begin
-    if averaged > 0:
-        own = dict(classifier.named_parameters())
-        mean, now = zip(*((p, own[name]) for name, p in classifier.average.named_parameters()), strict=True)
-        torch._foreach_lerp_(mean, now, 1.0 / averaged)
-        classifier.get_buffer("steps_averaged").fill_(averaged)
+    own = dict(classifier.named_parameters())
+    mean, now = zip(*((p, own[name]) for name, p in classifier.average.named_parameters()), strict=True)
+    torch._foreach_lerp_(mean, now, 1.0 / steps_averaged)
+    classifier.get_buffer("steps_averaged").fill_(steps_averaged)
 
 
 def copy_fixed(classifier: Classifier) -> None:
@@ -107,17 +112,21 @@ def copy_fixed(classifier: Classifier) -> None:
         buffer.copy_(classifier.get_buffer(name))
 
 
-def load_encoders(classifier: Classifier, init: Path) -> list[str]:
+def load_encoders(classifier: Classifier, init: Path, scale: FbankScale) -> list[str]:
     """Gives a classifier the encoders of a pre-training run or checkpoint, every weight of them.
+
+    Args:
+        scale: what the classifier's fbanks are normalised with.
 
     Returns:
         What was loaded, in lines to print.
 
     Raises:
-        UserError: there is no checkpoint, or its encoders are of another size.
+        UserError: there is no checkpoint, or its encoders are others.
     """
-    checkpoint = find_checkpoint(init)
-    path = checkpoint / WEIGHTS_FILE
+    first = read_first_stage(init)
+    first.check_encoders(classifier.encoder, option="--init", flag="--encoder")
+    path = first.folder / WEIGHTS_FILE
     said = []
     for name in ("audio_encoder", "image_encoder"):
         encoder = getattr(classifier, name)
@@ -126,14 +135,16 @@ def load_encoders(classifier: Classifier, init: Path) -> list[str]:
         try:
             with safe_open(path, "pt") as file:
                 names = [key for key in file.keys() if key.startswith(f"{name}.")]  # noqa: SIM118 (it is no mapping)
-                state = {key.removeprefix(f"{name}."): file.get_tensor(key) for key in names}
-            encoder.load_state_dict(state)
+                state = first.to_scale({key: file.get_tensor(key) for key in names}, scale)
+            encoder.load_state_dict({key.removeprefix(f"{name}."): value for key, value in state.items()})
         except (SafetensorError, OSError) as error:
             raise UserError(f"--init: {path} cannot be read ({error}): use another checkpoint") from error
         except RuntimeError as error:
-            first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-            raise UserError(f"--init: the {name} of {path} is of another size than --encoder says: {first}") from error
-        said.append(f"{name}: {len(state)} tensors of {checkpoint}")
+            first_line = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+            raise UserError(f"--init: {path} holds no such {name} as its config.json says: {first_line}") from error
+        said.append(f"{name}: {len(state)} tensors of {first.folder}")
+        if name == "audio_encoder":
+            said += first.said_of_scale(scale)
     return [*said, f"head: new, {classifier.head.in_features} features to {classifier.head.out_features} classes"]
 
 
@@ -170,9 +181,8 @@ def load_classifier(checkpoint: Path, device: torch.device) -> LoadedClassifier:
         )
     try:
         told = config["finetune"]
-        encoder = _encoder_config(config)
         classifier = Classifier(
-            encoder,
+            config_from_dict({"encoder": config["model"]["encoder"]}).encoder,
             inputs=told["inputs"],
             classes=told["classes"],
             pool=told["pool"],
@@ -195,22 +205,3 @@ def load_classifier(checkpoint: Path, device: torch.device) -> LoadedClassifier:
         averaged=averaged,
         **facts,
     )
-
-
-def _encoder_config(config: dict[str, Any]) -> EncoderConfig:
-    """The encoders of a run, pre-training or fine-tuning, as its config.json describes them."""
-    return config_from_dict({"encoder": config["model"]["encoder"]}).encoder
-
-
-def encoder_of(init: Path) -> tuple[EncoderConfig, float, float]:
-    """The encoders of the run or checkpoint `init`, and the fbank mean and std that it was trained with.
-
-    Raises:
-        UserError: there is no checkpoint, or it is none of this program.
-    """
-    checkpoint = find_checkpoint(init)
-    config = read_json(checkpoint / CONFIG_FILE)
-    try:
-        return _encoder_config(config), float(config["fbank_mean"]), float(config["fbank_std"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{checkpoint / CONFIG_FILE} describes no CrossMAE of this program: {error!r}") from error

@@ -12,9 +12,10 @@ import tyro
 from shards_spec.command_line import parse
 from training.config import RunConfig
 from training.finetune.augment import AugmentConfig
-from training.finetune.classifier import InputKind, Pool, encoder_of
+from training.finetune.classifier import InputKind, Pool
 from training.finetune.labels import Task
 from training.finetune.recipes import DatasetRecipe, Recipe, recipe
+from training.first_stage import read_first_stage
 from training.methods.crossmae.config import PRESETS, Preset
 from training.methods.shared.encoder import EncoderConfig
 
@@ -55,7 +56,7 @@ class FinetuneConfig(RunConfig):
     video_lr: float = 1.0
     """The image encoder's rate as a multiple of the audio encoder's where both are trained; 0.5 in MAViL."""
     average_from: float | None = None
-    """Take the mean of the weights from this share of the steps on, which evaluation then uses. None: the last ones."""
+    """Take the mean of the weights from this share of the run on, which evaluation then uses. None: the last ones."""
     checkpoint_activations: bool = False
     """Keep only the input of each block for the backward pass: less memory, more time, the same values."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -76,6 +77,11 @@ class FinetuneConfig(RunConfig):
                 )
         if self.average_from is not None and not 0 <= self.average_from < 1:
             raise ValueError(f"--average-from is a share of the steps, 0 to below 1, got {self.average_from}")
+        if self.augment.shift and self.encoder.padding == "left_out":
+            raise ValueError(
+                f"--augment.shift {self.augment.shift} rolls the padding in among the rows of sound, where"
+                " --encoder.padding left_out does not find it: give --augment.shift 0, or --encoder.padding counted"
+            )
         if self.balanced and (self.shuffle == "block" or self.weights is not None):
             raise ValueError(
                 "--balanced draws from all samples: it goes neither with --shuffle block nor with --weights"
@@ -120,8 +126,8 @@ def parse_finetune(arguments: Sequence[str]) -> FinetuneConfig:
     if chosen.recipe in get_args(Recipe) and chosen.dataset_recipe in get_args(DatasetRecipe):
         defaults |= recipe(chosen.recipe, chosen.dataset_recipe)  # else tyro names the allowed ones
     if chosen.init is not None and str(chosen.init) != "None":
-        encoder, mean, std = encoder_of(chosen.init)
-        defaults |= {"encoder": encoder, "fbank_mean": mean, "fbank_std": std}
+        begun = read_first_stage(chosen.init)
+        defaults |= {"encoder": begun.model.encoder, "fbank_mean": begun.scale.mean, "fbank_std": begun.scale.std}
     elif chosen.preset in PRESETS:
         defaults["encoder"] = PRESETS[chosen.preset]().encoder
     default = FinetuneConfig(data=tyro.MISSING, out=tyro.MISSING, **defaults)

@@ -9,12 +9,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from shards_spec.errors import UserError
-from training.finetune.augment import augment
+from training.config import OptimizerConfig
+from training.finetune.augment import augment, mixed_frames
 from training.finetune.balanced import BalancedStream, sample_weights
 from training.finetune.classifier import Classifier, copy_fixed, follow, load_encoders
 from training.finetune.config import FinetuneConfig
 from training.finetune.labels import Labels, check_single, choose_task, class_list_hash, read_labels
+from training.first_stage import FbankScale, fbank_scale
 from training.loop import Inputs, Loop
+from training.optimizer import Groups, build_optimizer, decayed
 from training.stream.index import DatasetIndex, open_index
 from training.stream.order import SampleStream
 
@@ -43,14 +46,15 @@ def resolve(config: FinetuneConfig, index: DatasetIndex, labels: Labels) -> Fine
     check_single(task, labels, index)
     if task == "multilabel" and config.loss == "ce":
         raise UserError("--loss ce needs samples with exactly one class each: this dataset has others, use --loss bce")
+    scale = fbank_scale(config, index)
     return replace(
         config,
         task=task,
         loss=config.loss or ("ce" if task == "singlelabel" else "bce"),
         classes=labels.classes,
         class_list=class_list_hash(index.classes),
-        fbank_mean=index.mean if config.fbank_mean is None else config.fbank_mean,
-        fbank_std=index.std if config.fbank_std is None else config.fbank_std,
+        fbank_mean=scale.mean,
+        fbank_std=scale.std,
     )
 
 
@@ -82,24 +86,21 @@ class Finetuning:
             recompute=config.checkpoint_activations,
             keep_average=config.average_from is not None,
         )
-        steps = config.steps or int(-(-config.epochs * len(labels) // config.batch_size))
-        self._average_from = None if config.average_from is None else int(config.average_from * steps)
-        self._steps_done: int | None = None  # unknown until a checkpoint may have been loaded
+        self._counts: list[int] | None = None  # steps done and averaged: unknown until a checkpoint may be loaded
 
-    def initialise(self) -> list[str]:
+    def initialise(self, scale: FbankScale) -> list[str]:
         """The encoders of --init."""
         if self.config.init is None:
             return [f"no --init: the encoders ({self.config.inputs}) start from scratch"]
-        said = load_encoders(self.weights, self.config.init)
+        said = load_encoders(self.weights, self.config.init, scale)
         if self.weights.average is not None:
             copy_fixed(self.weights)
         return said
 
-    def make_optimizer(self) -> torch.optim.Optimizer:
+    def make_optimizer(self, options: OptimizerConfig) -> torch.optim.Optimizer:
         """Adam, with a rate for each layer."""
-        options = self.config.optimizer
-        kind = torch.optim.AdamW if options.kind == "adamw" else torch.optim.Adam
-        return kind(parameter_groups(self.weights, self.config), lr=options.lr, betas=options.betas, fused=True)
+        groups = parameter_groups(self.weights, replace(self.config, optimizer=options))
+        return build_optimizer(groups, options, fused=True)
 
     def look_ahead(self, pieces: list[Inputs]) -> None:
         """Not needed."""
@@ -122,19 +123,22 @@ class Finetuning:
             std=config.fbank_std,
         )
         targets = smooth(targets, config.label_smoothing)
-        scores = model(image, fbank).float()
+        scores = model(image, fbank, mixed_frames(inputs.valid_frames, inputs.seeds, config.augment)).float()
         if config.loss == "ce":
             return F.cross_entropy(scores, targets), {}
         return F.binary_cross_entropy_with_logits(scores, targets), {}
 
-    def after_step(self) -> None:
-        """Moves the mean of the weights on."""
-        if self._average_from is None:
+    def after_step(self, done: float, in_all: float) -> None:
+        """Moves the mean of the weights on, in the steps that come later than --average-from."""
+        if self.config.average_from is None:
             return
-        if self._steps_done is None:
-            self._steps_done = int(self.weights.get_buffer("steps_done"))
-        self._steps_done += 1
-        follow(self.weights, steps_done=self._steps_done, begin=self._average_from)
+        if self._counts is None:
+            self._counts = [int(self.weights.get_buffer(name)) for name in ("steps_done", "steps_averaged")]
+        self._counts[0] += 1
+        self.weights.get_buffer("steps_done").fill_(self._counts[0])
+        if done > int(self.config.average_from * in_all):
+            self._counts[1] += 1
+            follow(self.weights, steps_averaged=self._counts[1])
 
     def diagnose(self, inputs: Inputs) -> dict[str, Tensor]:
         """Nothing: the loss says it."""
@@ -150,13 +154,12 @@ def smooth(targets: Tensor, smoothing: float) -> Tensor:
     return (1 - smoothing) * targets + smoothing / targets.shape[1]
 
 
-def parameter_groups(classifier: Classifier, config: FinetuneConfig) -> list[dict[str, object]]:
+def parameter_groups(classifier: Classifier, config: FinetuneConfig) -> Groups:
     """Groups for the optimizer; the loop multiplies the rate of a step by a group's `lr_scale`.
 
-    The first group is one at the plain rate where there is any: its rate is the one that is logged. Biases, norms and
-    [CLS] are not decayed (MAE's rule).
+    The first group is one at the plain rate where there is any: its rate is the one that is logged.
     """
-    both = config.inputs == "av"
+    both, with_decay = config.inputs == "av", decayed(classifier, config.optimizer)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in classifier.named_parameters():
         if not parameter.requires_grad:
@@ -164,8 +167,8 @@ def parameter_groups(classifier: Classifier, config: FinetuneConfig) -> list[dic
         scale = config.head_lr if name.startswith("head.") else layer_scale(name, config)
         if both and name.startswith("image_encoder."):
             scale *= config.video_lr
-        is_plain = parameter.ndim < 2 or name.endswith("cls_token")
-        groups.setdefault((scale, 0.0 if is_plain else config.optimizer.weight_decay), []).append(parameter)
+        decay = config.optimizer.weight_decay if id(parameter) in with_decay else 0.0
+        groups.setdefault((scale, decay), []).append(parameter)
     ordered = sorted(groups.items(), key=lambda group: abs(np.log(group[0][0])))
     return [{"params": params, "lr_scale": scale, "weight_decay": decay} for (scale, decay), params in ordered]
 

@@ -135,6 +135,18 @@ class _Loading:
         return int(self.numbers[row])
 
 
+def count_valid_frames(fbank: Tensor) -> Tensor:
+    """Rows before the padding, int64 [B], of fbanks as stored [B, T, M]: up to the last one that is not all zero.
+
+    No row of sound is all zero: mel bin 3 has an empty filter, so it is log(eps) = -15.94 in every row, and digital
+    silence is so in all bins. An fbank of zeros alone counts whole.
+    """
+    is_sound = fbank.any(dim=2)
+    rows = torch.arange(1, fbank.shape[1] + 1, device=fbank.device)
+    last = (is_sound * rows).amax(dim=1)
+    return torch.where(last > 0, last, fbank.shape[1])
+
+
 class Normalise(nn.Module):
     """Stored values -> model inputs, on the device they are on.
 

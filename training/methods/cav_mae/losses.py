@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.methods.cav_mae.config import Direction
+from training.methods.shared.blocks import without_autocast
 from training.methods.shared.contrast import all_pairs
 
 _GROUPS = 4  # the authors' GPUs, each of which compared its own share of the batch
@@ -32,7 +33,8 @@ def contrast(audio: Tensor, image: Tensor, temperature: float, *, direction: Dir
 
 
 def _cross_entropy(rows: Tensor, columns: Tensor, temperature: float, own: Tensor, is_other: Tensor | None) -> Tensor:
-    logits = (rows @ columns.T).float() / temperature
+    with without_autocast(rows):  # bf16 leaves a handful of values to cosines that are nearly alike
+        logits = rows @ columns.T / temperature
     if is_other is not None:
         logits = logits.masked_fill(is_other, -torch.inf)
     return F.cross_entropy(logits, own)

@@ -16,6 +16,7 @@ def attentive_places(
 ) -> Tensor:
     """Places [B, K] of the K = `count` Attentive Tokens among the visible ones; no gradient passes a choice.
 
+    The best come first, and after them, where fewer are valid, padding.
     seeds [B] and stream serve the random choice alone.
     """
     if config.kind == "random":  # Table 6, "random tokens"
@@ -24,6 +25,9 @@ def attentive_places(
         score = F.cosine_similarity(features.tokens.float(), features.cls.float().unsqueeze(1), dim=-1)
     else:
         score = features.attention
+    if features.is_valid is not None:
+        least = -torch.inf if score.is_floating_point() else torch.iinfo(score.dtype).min
+        score = score.masked_fill(~features.is_valid, least)
     return score.topk(count, dim=1).indices
 
 

@@ -14,6 +14,7 @@ from training.methods.shared.blocks import (
     self_block,
 )
 from training.methods.shared.encoder import Features
+from training.methods.shared.padding import attention_bias
 from training.methods.shared.patches import sincos_positions
 
 
@@ -57,16 +58,29 @@ class PixelDecoder(nn.Module):
         init_linears(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, features: Features, visible: Tensor, attentive: Tensor) -> Tensor:
-        """Features of the visible tokens [B, V], attentive [B, K, D] of the other side -> patches [B, N, P]."""
+    def forward(
+        self,
+        features: Features,
+        visible: Tensor,
+        attentive: Tensor,
+        is_valid: Tensor | None = None,
+        is_chosen: Tensor | None = None,
+    ) -> Tensor:
+        """Features of the visible tokens [B, V], attentive [B, K, D] of the other side -> patches [B, N, P].
+
+        No token attends to patches where is_valid [B, N] is False, nor to Attentive Tokens where is_chosen [B, K] is.
+        """
+        bias, attentive_bias = attention_bias(is_valid, has_cls=True), attention_bias(is_chosen)
         cls, tokens = self.embed(features.cls).unsqueeze(1), self.embed(features.tokens)
+        # Also under autocast the residual stream is float32: bf16 would round away what a block adds to it.
+        cls, tokens = cls.to(self.mask_token.dtype), tokens.to(self.mask_token.dtype)
         if self.condition is not None:
-            tokens = self.condition(tokens, attentive)
+            tokens = self.condition(tokens, attentive, attentive_bias)
         patches = self.mask_token.expand(-1, self.pos_embed.shape[1], -1)
         x = put(patches, visible, tokens) + self.pos_embed
-        x = torch.cat([cls.to(x.dtype), x], dim=1)
-        context = (attentive,) if self.in_blocks else ()
-        x = run_blocks(self.blocks, x, *context, recompute=self.recompute)
+        x = torch.cat([cls, x], dim=1)
+        given = (attentive, bias, attentive_bias) if self.in_blocks else (bias,)
+        x = run_blocks(self.blocks, x, *given, recompute=self.recompute)
         return self.predict(self.norm(x))[:, 1:]
 
 
@@ -92,12 +106,21 @@ class EmbeddingDecoder(nn.Module):
         self.predict = nn.Linear(config.dim, encoder_dim)
         init_linears(self)
 
-    def forward(self, context: Tensor, hints: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        context: Tensor,
+        hints: Tensor | None = None,
+        is_valid: Tensor | None = None,
+        is_context: Tensor | None = None,
+    ) -> Tensor:
         """Context [B, V, D], the visible tokens of one modality -> features [B, N, D] of the other.
 
-        hints [B, N, D] are added to the queries (Table 7's "tokens from the other modality").
+        hints [B, N, D] are added to the queries (Table 7's "tokens from the other modality"). No query attends to
+        queries where is_valid [B, N] is False, nor to context where is_context [B, V] is.
         """
         queries = self.queries.expand(context.shape[0], -1, -1)
         x = self.embed(queries if hints is None else queries + hints)
-        x = run_blocks(self.blocks, x, context, recompute=self.recompute)
+        x = x.to(queries.dtype)  # the residual stream is float32, as the pixel decoder's
+        biases = attention_bias(is_valid), attention_bias(is_context)
+        x = run_blocks(self.blocks, x, context, *biases, recompute=self.recompute)
         return self.predict(self.norm(x))

@@ -18,6 +18,7 @@ from training.methods.shared.contrast import CachedContrast, Contrast
 from training.methods.shared.encoder import Encoder, Features
 from training.methods.shared.losses import embedding_loss, patch_statistics, pixel_loss
 from training.methods.shared.masking import AUDIO_ATTENTIVE, IMAGE_ATTENTIVE, Mask, mask_audio, mask_image
+from training.methods.shared.padding import share_of, valid_tokens
 from training.methods.shared.patches import (
     FBANK_GRID,
     FBANK_SHAPE,
@@ -64,6 +65,13 @@ class View:
     mask: Mask
     places: Tensor  # [B, K] int64, the Attentive Tokens' places among the visible ones
     attentive: Tensor  # [B, K, D], the Attentive Tokens
+    is_chosen: Tensor | None = None  # [B, K] bool, False where there is no token for a place: padding is left out
+
+    @property
+    def is_attentive(self) -> Tensor:
+        """Which of all patches are Attentive Tokens, bool [B, N]."""
+        chosen = torch.ones_like(self.places, dtype=torch.bool) if self.is_chosen is None else self.is_chosen
+        return torch.zeros_like(self.mask.is_masked).scatter(1, self.mask.visible.gather(1, self.places), chosen)
 
 
 class CrossMAE(nn.Module):
@@ -87,7 +95,12 @@ class CrossMAE(nn.Module):
             self.teacher = Teacher(self.image_encoder, self.audio_encoder, is_ready=is_ready)
 
     def forward(
-        self, image: Tensor, fbank: Tensor, seeds: Tensor, cached: CachedContrast | None = None
+        self,
+        image: Tensor,
+        fbank: Tensor,
+        seeds: Tensor,
+        cached: CachedContrast | None = None,
+        valid_frames: Tensor | None = None,
     ) -> CrossMAEOutput:
         """The loss of B pairs.
 
@@ -96,8 +109,10 @@ class CrossMAE(nn.Module):
             fbank: [B, 1024, 128] float, time first, normalised.
             seeds: [B] int64: a sample's masks are a function of its seed alone.
             cached: the contrastive loss of the batch that these pairs are a piece of; None where they are all of it.
+            valid_frames: [B] int64: the fbanks' rows before padding; looked at with encoder.padding `left_out` alone.
         """
-        image_view, audio_view = self.see_image(image, seeds), self.see_audio(fbank, seeds)  # mask, encode, attend
+        image_view = self.see_image(image, seeds)  # mask, encode, attend
+        audio_view = self.see_audio(fbank, seeds, valid_frames)
         parts: dict[str, Tensor] = {}
         if self.contrast is not None:
             parts["contrast"] = self.contrast(audio_view.features, image_view.features, cached)  # eq. 1
@@ -114,26 +129,30 @@ class CrossMAE(nn.Module):
         loss = torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()]).sum()  # eq. 13
         return CrossMAEOutput(loss=loss, parts={name: part.detach() for name, part in parts.items()})
 
-    def contrast_features(self, image: Tensor, fbank: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
+    def contrast_features(
+        self, image: Tensor, fbank: Tensor, seeds: Tensor, valid_frames: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Eq. 1's global features of the masked views, audio [B, D] and image [B, D], of what `forward` takes."""
         assert self.contrast is not None
-        image_view, audio_view = self.see_image(image, seeds), self.see_audio(fbank, seeds)
+        image_view, audio_view = self.see_image(image, seeds), self.see_audio(fbank, seeds, valid_frames)
         return self.contrast.global_features(audio_view.features, image_view.features)
 
     def encode_image(self, image: Tensor) -> Features:
         """Features of all 196 tokens of an image [B, 3, 224, 224]."""
         return self.image_encoder(image)
 
-    def encode_audio(self, fbank: Tensor) -> Features:
-        """Features of all 512 tokens of an fbank [B, 1024, 128]; token t * 8 + f."""
-        return self.audio_encoder(fbank.unsqueeze(1))
+    def encode_audio(self, fbank: Tensor, valid_frames: Tensor | None = None) -> Features:
+        """Features of all 512 tokens of an fbank [B, 1024, 128]; token t * 8 + f. valid_frames as of `forward`."""
+        return self.audio_encoder(fbank.unsqueeze(1), None, self._valid_tokens(valid_frames))
 
     @torch.no_grad()
-    def reconstruct(self, image: Tensor, fbank: Tensor, seeds: Tensor) -> Reconstruction:
+    def reconstruct(
+        self, image: Tensor, fbank: Tensor, seeds: Tensor, valid_frames: Tensor | None = None
+    ) -> Reconstruction:
         """What the pixel decoders make of a batch as `forward` takes it, in the units of the inputs."""
         if self.config.pixel.target == "none":
             raise ValueError("pixel.target is 'none', so there is nothing to show: allowed are self, cross")
-        image_view, audio_view = self.see_image(image, seeds), self.see_audio(fbank, seeds)
+        image_view, audio_view = self.see_image(image, seeds), self.see_audio(fbank, seeds, valid_frames)
         image_patches, audio_patches = self.decode_pixels(image_view, audio_view)
         return Reconstruction(
             image=self._reconstructed(image_patches, patchify_image(image), image_view),
@@ -146,27 +165,36 @@ class CrossMAE(nn.Module):
         features = self.image_encoder(image, mask.visible)
         return self._view(features, mask, seeds, self.config.attentive.image_ratio, IMAGE_ATTENTIVE)
 
-    def see_audio(self, fbank: Tensor, seeds: Tensor) -> View:
-        """Mask and encode the fbank, and choose its Attentive Tokens (eqs. 3 and 5)."""
-        mask = mask_audio(seeds, FBANK_GRID, self.config.mask.audio_ratio, self.config.mask.audio_strategy)
-        features = self.audio_encoder(fbank.unsqueeze(1), mask.visible)
+    def see_audio(self, fbank: Tensor, seeds: Tensor, valid_frames: Tensor | None = None) -> View:
+        """Mask and encode the fbank, and choose its Attentive Tokens (eqs. 3 and 5). valid_frames as of `forward`."""
+        is_valid = self._valid_tokens(valid_frames)
+        mask = mask_audio(seeds, FBANK_GRID, self.config.mask.audio_ratio, self.config.mask.audio_strategy, is_valid)
+        features = self.audio_encoder(fbank.unsqueeze(1), mask.visible, is_valid)
         return self._view(features, mask, seeds, self.config.attentive.audio_ratio, AUDIO_ATTENTIVE)
 
     def decode_pixels(self, image: View, audio: View) -> tuple[Tensor, Tensor]:
         """Patches of the image [B, 196, 768] and of the fbank [B, 512, 256], as their decoders give them."""
         assert self.image_decoder is not None and self.audio_decoder is not None
         return (
-            self.image_decoder(image.features, image.mask.visible, audio.attentive),
-            self.audio_decoder(audio.features, audio.mask.visible, image.attentive),
+            self.decode_own(self.image_decoder, image, audio.attentive, audio.is_chosen),
+            self.decode_own(self.audio_decoder, audio, image.attentive, image.is_chosen),
         )
+
+    def decode_own(self, decoder: PixelDecoder, view: View, attentive: Tensor, is_chosen: Tensor | None) -> Tensor:
+        """Patches [B, N, P] of a view by its decoder, with Attentive Tokens [B, K, D] of another one."""
+        return decoder(view.features, view.mask.visible, attentive, view.mask.is_valid, is_chosen)
 
     def decode_embeddings(self, image: View, audio: View) -> tuple[Tensor, Tensor]:
         """Features of the image [B, 196, D] out of the audio, and of the audio [B, 512, D] out of the image."""
         assert self.image_from_audio is not None and self.audio_from_image is not None
         return (
-            self.image_from_audio(audio.features.tokens, self.hints(image)),
-            self.audio_from_image(image.features.tokens, self.hints(audio)),
+            self.decode_other(self.image_from_audio, image, audio.features.tokens, audio.features.is_valid),
+            self.decode_other(self.audio_from_image, audio, image.features.tokens, image.features.is_valid),
         )
+
+    def decode_other(self, decoder: EmbeddingDecoder, view: View, context: Tensor, is_context: Tensor | None) -> Tensor:
+        """Features [B, N, D] of all of a view's tokens by its decoder, out of the tokens [B, V, D] of another one."""
+        return decoder(context, self.hints(view), view.mask.is_valid, is_context)
 
     def embedding_targets(
         self, image: Tensor, fbank: Tensor, image_view: View, audio_view: View
@@ -180,9 +208,10 @@ class CrossMAE(nn.Module):
             targets = image_view.features.tokens, audio_view.features.tokens
             return targets if self.config.embedding.target_gradient else (targets[0].detach(), targets[1].detach())
         if self.teacher is not None:
-            return self.teacher(image, fbank)
+            return self.teacher(image, fbank, audio_view.mask.is_valid)
         with torch.set_grad_enabled(self.config.embedding.target_gradient and torch.is_grad_enabled()):
-            return self.image_encoder.full_view(image), self.audio_encoder.full_view(fbank.unsqueeze(1))
+            image_target = self.image_encoder.full_view(image)
+            return image_target, self.audio_encoder.full_view(fbank.unsqueeze(1), audio_view.mask.is_valid)
 
     def update_teacher(self) -> None:
         """Moves the running mean of targets `ema` on; to be called after each optimizer step. Nothing with others."""
@@ -214,7 +243,13 @@ class CrossMAE(nn.Module):
         """One modality's half of eq. 9, from patches [B, N, P]."""
         pixel = self.config.pixel
         return pixel_loss(
-            predicted, patches, mask.is_masked, on=pixel.loss_on, norm_pix=pixel.norm_pix, reduction=pixel.reduction
+            predicted,
+            patches,
+            mask.is_masked,
+            mask.is_valid,
+            on=pixel.loss_on,
+            norm_pix=pixel.norm_pix,
+            reduction=pixel.reduction,
         )
 
     def embedding_loss(self, predicted: Tensor, target: Tensor, mask: Mask) -> Tensor:
@@ -222,19 +257,37 @@ class CrossMAE(nn.Module):
         embedding = self.config.embedding
         if embedding.targets == "visible_only":
             predicted = take(predicted, mask.visible)
-        return embedding_loss(predicted, target, normalise=embedding.normalise, reduction=embedding.reduction)
+        is_valid = self.target_is_valid(mask)
+        return embedding_loss(predicted, target, is_valid, normalise=embedding.normalise, reduction=embedding.reduction)
+
+    def target_is_valid(self, mask: Mask) -> Tensor | None:
+        """Which of a modality's embedding targets are no padding, bool [B, N], or [B, V] with `visible_only`."""
+        if mask.is_valid is None or self.config.embedding.targets != "visible_only":
+            return mask.is_valid
+        return mask.is_valid.gather(1, mask.visible)
+
+    def _valid_tokens(self, valid_frames: Tensor | None) -> Tensor | None:
+        return valid_tokens(self.config.encoder.padding, valid_frames)
 
     def _view(self, features: Features, mask: Mask, seeds: Tensor, ratio: float, stream: int) -> View:
         config = self.config.attentive
         count = self.config.attentive_count(ratio, mask.visible.shape[1], mask.is_masked.shape[1])
         places = attentive_places(config, features, mask, count, seeds=seeds, stream=stream)
-        return View(features, mask, places, attentive_tokens(config, features, places))
+        is_chosen = None
+        if mask.is_valid is not None and features.is_valid is not None:
+            shown = features.is_valid.sum(dim=1)  # at least 1
+            of = shown if config.base == "visible" else mask.is_valid.sum(dim=1)
+            counts = torch.minimum(share_of(of, ratio), shown)
+            is_chosen = torch.arange(count, device=counts.device) < counts[:, None]
+        return View(features, mask, places, attentive_tokens(config, features, places), is_chosen)
 
     def hints(self, view: View) -> Tensor | None:
         """The Attentive Tokens at their places among zeros [B, N, D]: Table 7's "tokens from the other modality"."""
         if self.config.embedding.queries != "tokens":
             return None
         tokens = take(view.features.tokens, view.places)
+        if view.is_chosen is not None:
+            tokens = tokens * view.is_chosen.unsqueeze(-1)
         zeros = tokens.new_zeros(1, view.mask.is_masked.shape[1], tokens.shape[-1])
         return put(zeros, view.mask.visible.gather(1, view.places), tokens)
 
@@ -243,9 +296,7 @@ class CrossMAE(nn.Module):
         if self.config.pixel.norm_pix:  # as MAE's demo: by the mean and deviation of the true patch
             mean, std = patch_statistics(patches)
             predicted = predicted * std + mean
-        is_masked = view.mask.is_masked
-        is_attentive = torch.zeros_like(is_masked).scatter(1, view.mask.visible.gather(1, view.places), True)
-        return Reconstructed(predicted, is_masked, is_attentive)
+        return Reconstructed(predicted, view.mask.is_masked, view.is_attentive)
 
     def _pixel_decoder(self, grid: tuple[int, int], channels: int, other_ratio: float) -> PixelDecoder | None:
         pixel = self.config.pixel

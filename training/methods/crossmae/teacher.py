@@ -31,8 +31,10 @@ class Teacher(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, image: Tensor, fbank: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, fbank: Tensor, is_valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Image [B, 3, 224, 224] and fbank [B, 1024, 128] -> features of all tokens, [B, 196, D] and [B, 512, D].
+
+        is_valid [B, 512] as of Encoder.forward.
 
         Raises:
             ValueError: it was given no weights.
@@ -41,7 +43,7 @@ class Teacher(nn.Module):
             raise ValueError(
                 "embedding.targets is 'teacher', but no teacher was loaded: give the run of the first stage"
             )
-        return self.image_encoder.full_view(image), self.audio_encoder.full_view(fbank.unsqueeze(1))
+        return self.image_encoder.full_view(image), self.audio_encoder.full_view(fbank.unsqueeze(1), is_valid)
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:

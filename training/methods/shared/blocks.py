@@ -3,7 +3,7 @@
 import ctypes
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -43,14 +43,18 @@ class CrossAttention(nn.Module):
         if starts_at_zero:
             nn.init.zeros_(self.proj.weight)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x [B, N, D], context [B, M, C], already normalised by its encoder -> [B, N, D]."""
+    def forward(self, x: Tensor, context: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [B, N, D], context [B, M, C], already normalised by its encoder -> [B, N, D].
+
+        bias [B, 1, 1, M] is added to the scores: -inf for what is no context.
+        """
         q = self.q(self.norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if self.fused_attn:
-            attended = F.scaled_dot_product_attention(q, k, v)  # [B, heads, N, D / heads]
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # [B, heads, N, D / heads]
         else:
-            attended = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+            scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+            attended = (scores if bias is None else scores + bias).softmax(dim=-1) @ v
         return x + self.proj(attended.transpose(1, 2).flatten(2))
 
 
@@ -65,15 +69,17 @@ class CrossBlock(nn.Module):
         self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, 4 * dim)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x [B, N, D], context [B, M, C] -> [B, N, D]."""
-        x = x + self.attn(self.norm1(x))
-        x = self.cross(x, context)
+    def forward(
+        self, x: Tensor, context: Tensor, bias: Tensor | None = None, context_bias: Tensor | None = None
+    ) -> Tensor:
+        """x [B, N, D], context [B, M, C] -> [B, N, D]; biases of the scores [B, 1, 1, N] and [B, 1, 1, M]."""
+        x = x + self.attn(self.norm1(x), bias)
+        x = self.cross(x, context, context_bias)
         return x + self.mlp(self.norm2(x))
 
 
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *context: Any, recompute: bool) -> Tensor:
-    """x [B, N, D] through the blocks, each of which is also given the context, if there is one.
+    """x [B, N, D] through the blocks, each of which is also given what else there is: biases, a context.
 
     With `recompute` the backward pass computes the inside of each block again instead of keeping it. Nothing in a block
     is random, so no generator's state is kept for it (on a GPU that would wait for the device).
@@ -113,6 +119,11 @@ def drawn_aside() -> Iterator[None]:
         state_bytes = ctypes.string_at(state.data_ptr(), state.numel())  # works among fake tensors, too
         torch.default_generator.manual_seed(zlib.crc32(state_bytes))
         yield
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """A context in which products of tensors like x are taken in their own dtype: for scores, which are compared."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)  # there is none on `meta`
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:

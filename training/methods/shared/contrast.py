@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_gather_tensor_autograd  # unlike the others, it compiles
 
-from training.methods.shared.blocks import init_linears
+from training.methods.shared.blocks import init_linears, without_autocast
 from training.methods.shared.config_values import check_literals
 from training.methods.shared.encoder import Features
 
@@ -144,11 +144,12 @@ def info_nce(audio: Tensor, image: Tensor, temperature: float | Tensor, *, reduc
     the rank that made a column. The mean over ranks of this loss is the loss of the global batch, so DDP's averaging
     of gradients gives exactly its gradient. Every rank must bring the same B.
     """
-    audio, image = F.normalize(audio.float(), dim=-1), F.normalize(image.float(), dim=-1)
-    pairs = all_pairs(audio, image) if is_global else Pairs(audio, image, audio, image, 0)
-    partner = torch.arange(audio.shape[0], device=audio.device) + pairs.first
-    to_image = F.cross_entropy((audio @ pairs.all_image.T).float() / temperature, partner)
-    to_audio = F.cross_entropy((image @ pairs.all_audio.T).float() / temperature, partner)
+    with without_autocast(audio):  # bf16 leaves a handful of values to the cosines of features that are nearly alike
+        audio, image = F.normalize(audio.float(), dim=-1), F.normalize(image.float(), dim=-1)
+        pairs = all_pairs(audio, image) if is_global else Pairs(audio, image, audio, image, 0)
+        partner = torch.arange(audio.shape[0], device=audio.device) + pairs.first
+        to_image = F.cross_entropy(audio @ pairs.all_image.T / temperature, partner)
+        to_audio = F.cross_entropy(image @ pairs.all_audio.T / temperature, partner)
     return to_image + to_audio if reduction == "sum" else (to_image + to_audio) / 2
 
 

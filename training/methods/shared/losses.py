@@ -9,6 +9,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.methods.shared.padding import mean_of_samples
+
 LossOn = Literal["masked", "visible", "all"]
 Reduction = Literal["mean", "patch_sum"]
 Normalise = Literal["token", "feature"]
@@ -18,13 +20,24 @@ TOKEN_EPS = 1e-6
 
 
 def pixel_loss(
-    predicted: Tensor, patches: Tensor, is_masked: Tensor, *, on: LossOn, norm_pix: bool, reduction: Reduction
+    predicted: Tensor,
+    patches: Tensor,
+    is_masked: Tensor,
+    is_valid: Tensor | None = None,
+    *,
+    on: LossOn,
+    norm_pix: bool,
+    reduction: Reduction,
 ) -> Tensor:
     """One modality's half of eq. 9: a scalar from predicted and true patches [B, N, P] and is_masked [B, N].
 
     `on` names the patches that count: the hidden ones (`masked`), the others (`visible`, the letter of eq. 9), `all`.
+    With is_valid [B, N] those of them that are not padding; each sample then has a mean of its own.
     """
     error = patch_errors(predicted, pixel_target(patches, norm_pix=norm_pix), reduction)
+    if is_valid is not None:
+        counted = is_valid if on == "all" else is_valid & (is_masked if on == "masked" else ~is_masked)
+        return mean_of_samples(error, counted)
     if on == "all":
         return error.mean()
     counted = is_masked if on == "masked" else ~is_masked
@@ -46,12 +59,18 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + PIXEL_EPS).sqrt()
 
 
-def embedding_loss(predicted: Tensor, target: Tensor, *, normalise: Normalise, reduction: Reduction) -> Tensor:
-    """One modality's half of eq. 12: a scalar from predicted and true features [B, N, D]."""
-    return patch_errors(predicted, embedding_target(target, normalise), reduction).mean()
+def embedding_loss(
+    predicted: Tensor, target: Tensor, is_valid: Tensor | None = None, *, normalise: Normalise, reduction: Reduction
+) -> Tensor:
+    """One modality's half of eq. 12: a scalar from predicted and true features [B, N, D].
+
+    With is_valid [B, N] of those tokens that are not padding; each sample then has a mean of its own.
+    """
+    error = patch_errors(predicted, embedding_target(target, normalise, is_valid), reduction)
+    return error.mean() if is_valid is None else mean_of_samples(error, is_valid)
 
 
-def embedding_target(target: Tensor, normalise: Normalise) -> Tensor:
+def embedding_target(target: Tensor, normalise: Normalise, is_valid: Tensor | None = None) -> Tensor:
     """What the decoder is to say for features [B, N, D].
 
     "The normalized complete original features": each token over its D values (`token`), or each of the D values over
@@ -60,7 +79,12 @@ def embedding_target(target: Tensor, normalise: Normalise) -> Tensor:
     target = target.float()
     if normalise == "token":
         return F.layer_norm(target, target.shape[-1:], eps=TOKEN_EPS)
-    mean, variance = target.mean(dim=(0, 1)), target.var(dim=(0, 1), correction=0)
+    if is_valid is None:
+        mean, variance = target.mean(dim=(0, 1)), target.var(dim=(0, 1), correction=0)
+    else:
+        weight = (is_valid / is_valid.sum()).unsqueeze(-1)
+        mean = (target * weight).sum(dim=(0, 1))
+        variance = ((target - mean).square() * weight).sum(dim=(0, 1))
     return (target - mean) / (variance + TOKEN_EPS).sqrt()
 
 

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from training.methods.shared.padding import share_of
+
 AudioStrategy = Literal["random", "time", "frequency", "time-frequency"]
 
 # One stream a random choice: two streams of one seed have nothing to do with each other.
@@ -32,6 +34,7 @@ class Mask:
 
     visible: Tensor  # [B, V] int64, the visible tokens, ascending
     is_masked: Tensor  # [B, N] bool, True = hidden
+    is_valid: Tensor | None = None  # [B, N] bool, False = padding, which is to be left out
 
 
 def kept_count(total: int, ratio: float) -> int:
@@ -63,18 +66,32 @@ def mask_image(seeds: Tensor, tokens: int, ratio: float) -> Mask:
     return keep_first(noise(seeds, IMAGE_MASK, tokens).argsort(dim=1, stable=True), kept_count(tokens, 1 - ratio))
 
 
-def mask_audio(seeds: Tensor, grid: tuple[int, int], ratio: float, strategy: AudioStrategy) -> Mask:
+def mask_audio(
+    seeds: Tensor, grid: tuple[int, int], ratio: float, strategy: AudioStrategy, is_valid: Tensor | None = None
+) -> Mask:
     """Masking of an fbank's tokens (eq. 3) by one of the strategies of the supplement's Fig. 2.
 
     Each strategy gives every token a place in an order, coarse first, random within equals, and the first tokens stay
     visible: always the same number, whether or not it is a multiple of a column or a row. `time` orders by random
     time steps, `frequency` by random bands. `time-frequency` grows a rectangle of both, so that a quarter visible is
-    what lies on half of the steps and half of the bands.
+    what lies on half of the steps and half of the bands. With is_valid [B, N] the ratio is one of the valid tokens: as
+    many of those are hidden, and padding fills up the visible ones to the same number in each sample.
     """
     times, bands = grid
     tokens = times * bands
     if strategy == "random":  # all equals: one sort, where the others take seven
-        return keep_first(noise(seeds, AUDIO_MASK, tokens).argsort(dim=1, stable=True), kept_count(tokens, 1 - ratio))
+        order = noise(seeds, AUDIO_MASK, tokens).argsort(dim=1, stable=True)
+    else:
+        order = _coarse_order(seeds, grid, strategy)
+    if is_valid is None:
+        return keep_first(order, kept_count(tokens, 1 - ratio))
+    return _keep_first_valid(order, kept_count(tokens, 1 - ratio), is_valid, 1 - ratio)
+
+
+def _coarse_order(seeds: Tensor, grid: tuple[int, int], strategy: AudioStrategy) -> Tensor:
+    """An fbank's tokens [B, N] by time steps, bands, or both."""
+    times, bands = grid
+    tokens = times * bands
     fine = _ranks(noise(seeds, AUDIO_MASK, tokens))  # [B, N]
     time = _ranks(noise(seeds, AUDIO_TIME, times)).repeat_interleave(bands, dim=1)  # [B, N], token t * bands + f
     band = _ranks(noise(seeds, AUDIO_FREQUENCY, bands)).repeat(1, times)  # [B, N]
@@ -84,7 +101,7 @@ def mask_audio(seeds: Tensor, grid: tuple[int, int], ratio: float, strategy: Aud
         coarse = band
     else:
         coarse = torch.maximum((2 * time + 1) * bands, (2 * band + 1) * times)
-    return keep_first((coarse * tokens + fine).argsort(dim=1), kept_count(tokens, 1 - ratio))
+    return (coarse * tokens + fine).argsort(dim=1)
 
 
 def keep_first(order: Tensor, count: int) -> Mask:
@@ -92,6 +109,17 @@ def keep_first(order: Tensor, count: int) -> Mask:
     visible = order[:, :count].sort(dim=1).values
     is_masked = torch.ones_like(order, dtype=torch.bool).scatter(1, visible, False)
     return Mask(visible=visible, is_masked=is_masked)
+
+
+def _keep_first_valid(order: Tensor, count: int, is_valid: Tensor, share: float) -> Mask:
+    """The mask that leaves the first `share` of an order's valid tokens visible, and padding up to `count`; [B, N]."""
+    in_order = is_valid.gather(1, order)
+    sound = share_of(is_valid.sum(dim=1), share)[:, None]
+    is_sound = in_order & (in_order.cumsum(dim=1) <= sound)
+    is_filler = ~in_order & ((~in_order).cumsum(dim=1) <= count - sound)
+    chosen_first = (~(is_sound | is_filler)).long().argsort(dim=1, stable=True)
+    mask = keep_first(order.gather(1, chosen_first), count)
+    return Mask(visible=mask.visible, is_masked=mask.is_masked, is_valid=is_valid)
 
 
 def _ranks(values: Tensor) -> Tensor:
