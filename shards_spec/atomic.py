@@ -17,6 +17,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Of several writers of the same path, on one machine or on several, the last one wins: each has a temporary file of
     its own. What a killed writer leaves ends in `.tmp`, and no reader looks at it.
+
+    Raises:
+        OSError: it cannot be written; `filename` is `path`, which the system does not say where the disk is full.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
@@ -24,8 +27,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # where nothing can be written there is nothing to remove
+            temporary.unlink()
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
+            error.filename = str(path)
         raise
     sync_folder(path.parent)
 

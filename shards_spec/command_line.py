@@ -9,19 +9,25 @@ from typing import Any, TypeVar
 
 import tyro
 
-from shards_spec.errors import UserError
+from shards_spec.errors import UserError, refusal
 
 Config = TypeVar("Config")
 
 
 @contextlib.contextmanager
 def one_line_errors(command: str) -> Iterator[None]:
-    """Ends the program with status 2 and one line on stderr when the block raises UserError."""
+    """Ends the program with one line on stderr: with status 2 where the block raises UserError, with 1 on OSError."""
     try:
         yield
     except UserError as error:
-        print(f"{command}: error: {error}", file=sys.stderr)
+        said = " ".join(str(error).split())  # the words of libraries in it may be several lines
+        print(f"{command}: error: {said}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:  # nobody reads what is printed
+        raise
+    except OSError as error:
+        print(f"{command}: error: {refusal(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def parse(

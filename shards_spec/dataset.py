@@ -4,7 +4,8 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from shards_spec import storage
 from shards_spec.errors import UserError
@@ -14,6 +15,8 @@ from shards_spec.storage import Place
 from shards_spec.tables import plan_path
 
 DATASET_FILE = "dataset.json"
+
+Facts = TypeVar("Facts", "ShardInfo", "Dataset")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,26 @@ def read_dataset(folder: Place) -> Dataset:
     return dataset_from_json(storage.read_bytes(path), path)
 
 
+def _typed(facts: Facts) -> Facts:
+    """Raises TypeError or ValueError where a field is of another kind than its annotation, or counts less than none."""
+    for name, annotated in get_type_hints(type(facts)).items():
+        hint, value = annotated, getattr(facts, name)
+        if NoneType in get_args(hint):
+            if value is None:
+                continue
+            (hint,) = (allowed for allowed in get_args(hint) if allowed is not NoneType)
+        kind = get_origin(hint) or hint
+        if type(value) is not kind and not (kind is float and type(value) is int):  # JSON writers may drop the point
+            raise TypeError(f"{name} is {str(value)[:80]}, expected {kind.__name__}")
+        if kind is int and value < 0:
+            raise ValueError(f"{name} is {value}")
+        inner = get_args(hint)[-1] if kind in (list, dict) else Any
+        items = value.values() if kind is dict else value if kind is list else ()
+        if inner is not Any and not all(isinstance(item, get_origin(inner) or inner) for item in items):
+            raise TypeError(f"{name} is {str(value)[:80]}, expected {hint}")
+    return facts
+
+
 def dataset_from_json(content: bytes, path: Place) -> Dataset:
     """The dataset that the content of a dataset.json describes; `path` is where it lies, for messages.
 
@@ -89,19 +112,22 @@ def dataset_from_json(content: bytes, path: Place) -> Dataset:
         version = facts["spec_version"]
         if version != SPEC_VERSION:
             raise UserError(f"{path} has spec_version {version}, this program reads {SPEC_VERSION}")
-        if not (math.isfinite(facts["mean"]) and math.isfinite(facts["std"])):
-            raise UserError(
-                f"{path} says that the fbank mean is {facts['mean']}, as earlier versions did where sound was damaged: "
-                "run the same make-shards command again"
-            )
-        facts["shards"] = [ShardInfo(**_known(ShardInfo, shard)) for shard in facts["shards"]]
+        facts["shards"] = [_typed(ShardInfo(**_known(ShardInfo, shard))) for shard in facts["shards"]]
         if facts.get("quiet") is not None:
-            facts["quiet"] = Quiet(**_known(Quiet, facts["quiet"]))
-        return Dataset(**_known(Dataset, facts))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            facts["quiet"] = _typed(Quiet(**_known(Quiet, facts["quiet"])))
+        dataset = _typed(Dataset(**_known(Dataset, facts)))
+    except UserError:
+        raise
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:  # the first two: no JSON
         raise UserError(
             f"{path} is damaged ({error!r}): remove it and run the same make-shards command again"
         ) from error
+    if not (math.isfinite(dataset.mean) and math.isfinite(dataset.std)):
+        raise UserError(
+            f"{path} says that the fbank mean is {dataset.mean}, as earlier versions did where sound was damaged: "
+            "run the same make-shards command again"
+        )
+    return dataset
 
 
 def _known(kind: type, facts: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The two tables of a dataset: plan.parquet (what was asked for) and shard-*.parquet (what came of it)."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal, get_args, overload
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards_spec.errors import UserError
+from shards_spec.errors import UserError, is_refusal
 from shards_spec.sample import SPEC_VERSION, member_column
 from shards_spec.storage import Place, readable, writing
 
@@ -107,7 +108,7 @@ def read_table(path: Place, columns: list[str] | None = None) -> tuple[pa.Table,
 
     Raises:
         UserError: the file is damaged, or was written by another version of the format.
-        OSError: the file is remote and cannot be fetched.
+        OSError: the system or, of a remote file, its server does not give it. FileNotFoundError: it is not there.
     """
     source = readable(path)
     try:
@@ -118,7 +119,7 @@ def read_table(path: Place, columns: list[str] | None = None) -> tuple[pa.Table,
         if lacking := sorted(set(columns or ()) - set(table.column_names)):  # decodes the names
             raise pa.ArrowKeyError(f"it has no column {', '.join(lacking)}")
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: names of columns
-        raise UserError(f"{path} cannot be read as parquet ({error}): remove it and run make-shards again") from error
+        raise _of_table(path, error) from error
     try:
         metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         version = metadata.get("spec_version")
@@ -133,14 +134,21 @@ def column_names(path: Place) -> list[str]:
     """The columns of what `write_table` wrote.
 
     Raises:
-        UserError: the file is damaged.
-        OSError: the file is remote and cannot be fetched.
+        UserError, OSError: as `read_table`.
     """
     try:
         names: list[str] = pq.ParquetFile(readable(path)).schema_arrow.names
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as parquet ({error}): remove it and run make-shards again") from error
+        raise _of_table(path, error) from error
     return names
+
+
+def _of_table(path: Place, error: Exception) -> UserError | OSError:
+    """What reading a table failed of: the system, or damage."""
+    if isinstance(error, OSError) and error.errno is not None and is_refusal(error):
+        return OSError(error.errno, os.strerror(error.errno), str(path))
+    said = " ".join(str(error).split())
+    return UserError(f"{path} cannot be read as parquet ({said}): remove it and run make-shards again")
 
 
 def read_tables(paths: Sequence[Place]) -> Iterator[tuple[pa.Table, dict[str, Any]]]:

@@ -249,7 +249,7 @@ def test_what_a_killed_download_left_gives_way(server, tmp_path):
 
 def test_an_unwritable_cache_is_one_line(server, tmp_path):
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(UserError, match=r"cannot be written .* another --cache-dir"):
+    with pytest.raises(UserError, match=r"cannot be used .* another --cache-dir"):
         open_remote(server, tmp_path / "cache")
 
 
@@ -260,6 +260,6 @@ def test_a_full_disk_is_one_line(server, tmp_path, monkeypatch):
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(fetch, "_write", full)
-    with pytest.raises(FetchError, match=r"tar\.part cannot be written \(No space left on device\)"):
+    with pytest.raises(FetchError, match=r"tar\.part cannot be used \(No space left on device"):
         list(read(remote, block_shares(remote)))
     assert CacheFolder(tmp_path / "cache", 1).entries()  # the tables

@@ -13,6 +13,7 @@ from pipeline.make_shards import main as make_shards
 from shards_spec.sample import member_column
 from shards_spec.tables import read_table
 from tests.clips import make_clip, number_of
+from tests.refusals import longest_file
 from tests.runs import train
 from tools.embed import Embedded, embed, main, table
 from tools.embedding.files import Failed, plan_row, read_files
@@ -171,6 +172,17 @@ def test_mistakes_are_answered_in_one_line(files, run, tmp_path, capsys):
     ):
         status, said, errors = ended(capsys, *arguments)
         assert status == 2 and not said and len(errors) == 1 and message in errors[0], errors
+
+
+def test_embeddings_that_cannot_be_written_end_in_one_line(tmp_path, monkeypatch, capsys):
+    vectors = np.ones((2, 300), np.float32)
+    found = Embedded(paths=["a", "b"], keys=["a", "b"], audio=vectors, image=vectors, failures=[])
+    monkeypatch.setattr("tools.embed.embed", lambda *_, **__: found)
+    out = tmp_path / "embeddings.npz"
+    with longest_file(1000):
+        status, printed, said = ended(capsys, "a", "b", "--checkpoint=run", f"--out={out}")
+    assert status == 1 and said == [f"python -m tools.embed: error: {out}: File too large"]
+    assert "cosine of sound" in printed and not list(tmp_path.iterdir())
 
 
 def test_a_table_of_many_files_names_the_best_match():

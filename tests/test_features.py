@@ -1,6 +1,5 @@
 """Features of a dataset: what they are, that they are computed once, and that nothing changes them."""
 
-import errno
 import json
 import shutil
 from dataclasses import replace
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from shards_spec.errors import UserError
 from tests.checkpoints import make_checkpoint
 from tests.datasets import make_dataset
+from tests.refusals import longest_file
 from tests.runs import command_line, run_to_end
 from tests.whole_samples import whole_dataset
 from training.checkpoint import checkpoints, load_weights
@@ -20,7 +20,7 @@ from training.evaluate import main
 from training.evaluation import row_cache
 from training.evaluation.features import LoadedModel, dense_features, embed_dataset, load_model
 from training.evaluation.metadata import label_ids, read_metadata
-from training.evaluation.results import Result, result_path, run_folder
+from training.evaluation.results import result_path, run_folder
 from training.methods.crossmae.config import config_from_dict
 from training.methods.crossmae.model import CrossMAE
 from training.stream.index import open_index
@@ -156,9 +156,10 @@ def test_a_damaged_piece_is_computed_again(index, loaded, tmp_path, small_pieces
     encoded.clear()
     again = embed(index, loaded, tmp_path)
     assert encoded == [4] and torch.equal(again.audio, whole.audio)
-    assert f"warning: {piece} is damaged" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"warning: {piece} is " in said and "computed again" in said
     embed(index, loaded, tmp_path)
-    assert encoded == [4] and "damaged" not in capsys.readouterr().err
+    assert encoded == [4] and "warning" not in capsys.readouterr().err
 
 
 def test_the_cache_knows_what_it_depends_on(index, run, loaded, tmp_path, encoded):
@@ -291,11 +292,21 @@ def test_a_launcher_that_starts_too_few_processes_is_found_out_first(task, monke
     assert ended.value.code == 2 and "asked for 2 processes and started 1" in printed and printed.count("\n") == 1
 
 
-def test_numbers_are_told_where_they_cannot_be_written(run, index, monkeypatch, capsys):
-    def on_a_full_disk(result, path):
-        raise OSError(errno.ENOSPC, "No space left on device")
+def test_numbers_are_told_where_they_cannot_be_written(run, index, tmp_path, capsys):
+    out = tmp_path / "found.json"
+    told = ["retrieval", f"--data={index.folders[0]}", f"--checkpoint={run}", "--workers=0", f"--out={out}"]
+    with longest_file(100), pytest.raises(SystemExit) as ended:
+        main([*told, "--cache-features=none"])
+    printed = capsys.readouterr()
+    assert "audio -> image" in printed.out
+    assert ended.value.code == 1 and printed.err.splitlines()[-1] == f"evaluate.py: error: {out}: File too large"
+    assert not list(tmp_path.iterdir())
 
-    monkeypatch.setattr(Result, "write", on_a_full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        main(["retrieval", f"--data={index.folders[0]}", f"--checkpoint={run}", "--workers=0"])
-    assert "audio -> image" in capsys.readouterr().out
+
+def test_features_that_cannot_be_kept_end_in_one_line(run, index, tmp_path, capsys):
+    told = ["retrieval", f"--data={index.folders[0]}", f"--checkpoint={run}", "--workers=0"]
+    with longest_file(1000), pytest.raises(SystemExit) as ended:
+        main([*told, f"--cache-features={tmp_path}", f"--out={tmp_path / 'found.json'}"])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 1 and said.startswith(f"evaluate.py: error: {tmp_path}/"), said
+    assert said.endswith("piece-00000000.safetensors: File too large") and not list(tmp_path.rglob("*.tmp"))

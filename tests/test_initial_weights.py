@@ -327,13 +327,13 @@ class Anything:
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
-        ("absent.pth", lambda path: None, "cannot be read ([Errno 2] No such file"),
+        ("absent.pth", lambda path: None, "cannot be read (No such file or directory)"),
         ("folder", lambda path: path.mkdir(), "is a folder, expected a file of weights: to start from a CrossMAE run"),
-        ("text.pth", lambda path: path.write_text("none"), "is no PyTorch file, or holds more than tensors"),
+        ("text.pth", lambda path: path.write_text("none"), "is no whole PyTorch file (it cannot be unpickled)"),
         ("object.pth", lambda path: torch.save({"model": Anything()}, path), "nothing in a file is executed"),
-        ("short.pth", lambda path: path.write_bytes(b""), "cannot be read (it is empty)"),
-        ("zip.pth", lambda path: path.write_bytes(b"PK\3\4" + bytes(99)), "cannot be read"),
-        ("text.safetensors", lambda path: path.write_text("no safetensors"), "cannot be read"),
+        ("short.pth", lambda path: path.write_bytes(b""), "is no whole PyTorch file (it is cut)"),
+        ("zip.pth", lambda path: path.write_bytes(b"PK\3\4" + bytes(99)), "is no whole PyTorch file"),
+        ("text.safetensors", lambda path: path.write_text("no safetensors"), "is no whole safetensors file"),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_one_line(tmp_path, name, write, message):

@@ -142,7 +142,7 @@ def test_a_shard_cut_under_a_running_job_is_named(tmp_path):
 def test_a_shard_that_vanished_under_a_running_job_is_named(tmp_path):
     index = open_index(make_dataset(tmp_path / "data", SIZES))
     index.tars[0].unlink()
-    with pytest.raises(DamagedSampleError, match=r"shard-000000\.tar: sample .* cannot be read"):
+    with pytest.raises(DamagedSampleError, match=r"shard-000000\.tar: sample .* the shard is gone"):
         read(index, 0)
 
 

@@ -14,6 +14,7 @@ from shards_spec.sample import member_names
 from shards_spec.tables import read_table, shard_schema, write_table
 from tests.datasets import make_dataset
 from tests.pages import Page
+from tests.refusals import longest_file
 from tests.runs import train
 from tools.report import main
 from tools.reporting import examples
@@ -269,7 +270,7 @@ def test_what_is_missing_is_left_out_and_said(run, tmp_path, capsys):
     weights.write_bytes(weights.read_bytes()[:100])
     (weights.parent / "optimizer.pt").unlink()  # what is copied to look at needs none
     found = built(run, "--samples=0")
-    assert "model.safetensors cannot be read" in found.text and not found.all("svg", "curve")
+    assert "model.safetensors is no whole safetensors file" in found.text and not found.all("svg", "curve")
     weights.unlink()
     assert "lacks model.safetensors" in built(run, "--samples=0").text
     shutil.rmtree(run / "checkpoints")  # killed before its first
@@ -305,6 +306,15 @@ def test_mistakes_are_answered_in_one_line(run, tmp_path, capsys):
 
 
 # -------------------------------------------------------------------- examples
+
+
+def test_a_full_disk_is_one_line_and_the_older_page_stays(run, capsys):
+    (run / "report.html").write_text("older")
+    with longest_file(1000), pytest.raises(SystemExit) as ended:
+        main([str(run), "--pool=0", "--samples=0"])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == f"python -m tools.report: error: {run / 'report.html'}: File too large\n"
+    assert (run / "report.html").read_text() == "older" and not list(run.glob("*.tmp"))
 
 
 def test_retrieval_examples_are_the_most_similar(run, dataset):

@@ -207,16 +207,16 @@ def main(arguments: list[str] | None = None) -> None:
             heatmap=config.heatmap,
             isolate=True,
         )
-    for failure in result.failures:
-        print(f"{_PROGRAM}: {failure}", file=sys.stderr)
-    failed, asked = len(result.failures), len(config.files)
-    if failed == asked:
-        print(f"{_PROGRAM}: error: none of the {asked:,} files gave a sample, nothing is written", file=sys.stderr)
-        raise SystemExit(1)
-    print(table(result))
-    if config.out is not None:
-        write(result, config.out)
-        print(f"\nembeddings {list(result.audio.shape)} of sound and image: {config.out}")
+        for failure in result.failures:
+            print(f"{_PROGRAM}: {failure}", file=sys.stderr)
+        failed, asked = len(result.failures), len(config.files)
+        if failed == asked:
+            print(f"{_PROGRAM}: error: none of the {asked:,} files gave a sample, nothing is written", file=sys.stderr)
+            raise SystemExit(1)
+        print(table(result))
+        if config.out is not None:
+            write(result, config.out)
+            print(f"\nembeddings {list(result.audio.shape)} of sound and image: {config.out}")
     if config.heatmap is not None:
         print(f"{'' if config.out else chr(10)}pictures: {config.heatmap}")
     if failed:

@@ -19,7 +19,7 @@ import tyro
 
 from shards_spec.atomic import atomic_path
 from shards_spec.command_line import one_line_errors, parse
-from shards_spec.errors import DamagedSampleError, UserError
+from shards_spec.errors import DamagedSampleError, UserError, refusal
 from shards_spec.storage import place
 from tools.pages.report import DatasetFacts, Report, page
 from tools.reporting.examples import Thumbnails, frame_with_boxes, localize, retrieve, with_boxes
@@ -107,11 +107,11 @@ def _load(checkpoint: Path) -> LoadedModel:
 
 
 def _attempt(notices: list[str], what: str, make: Callable[..., Made], *given: Any) -> Made | None:
-    """What `make` gives; None, and a notice, where a file that it needs is damaged or gone."""
+    """What `make` gives; None, and a notice, where a file that it needs is damaged, gone, or not to be had."""
     try:
         return make(*given)
-    except (UserError, DamagedSampleError, FetchError) as error:
-        notices.append(f"{what}: {error}")
+    except (UserError, DamagedSampleError, FetchError, OSError) as error:
+        notices.append(f"{what}: {refusal(error) if isinstance(error, OSError) else error}")
         return None
 
 

@@ -7,7 +7,8 @@ Every tar: size, sha256, structure as tarfile walks it, every payload's crc32; e
 decoded and compared with the tables; plan, shard tables and dataset.json with one another. All damage is listed, with
 shard, key and byte offset. Frames that are as they were written, but look as if they had not been decoded from a key
 frame (make-shards of earlier versions stored such), are listed too, and are no damage. Exit status: 0 complete and
-whole, 1 damaged, 2 a mistake in the command, 3 whole as far as it goes, but not finished.
+whole, 1 damaged, 2 a mistake in the command, or not damaged as far as the system gives the files, 3 whole as far as it
+goes, but not finished.
 """
 
 import multiprocessing
@@ -24,7 +25,6 @@ from tqdm import tqdm
 
 from pipeline.build_shard import PENDING
 from shards_spec.command_line import one_line_errors, parse
-from shards_spec.errors import UserError
 from shards_spec.storage import place
 from shards_spec.tables import shard_stem
 from tools.verify.damage import MOST_LISTED, Findings
@@ -57,10 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     with one_line_errors(_PROGRAM):
         config: VerifyConfig = parse(VerifyConfig, arguments, prog=_PROGRAM)
-        try:
-            folder = read_folder(place(config.dataset))
-        except OSError as error:
-            raise UserError(f"{error.filename or config.dataset} cannot be read: {error.strerror or error}") from error
+        return verify(config)
+
+
+def verify(config: VerifyConfig) -> int:
+    """Checks a dataset and prints what was found; returns the exit status.
+
+    Raises:
+        UserError: there is no dataset.
+        OSError: its folder cannot be listed, or no process can be started.
+    """
+    folder = read_folder(place(config.dataset))
     begin = time.monotonic()
     tasks = folder.tasks()
     workers = min(config.workers or len(os.sched_getaffinity(0)), len(tasks))
@@ -72,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found.extend(findings)
     _print(folder, checked, found, time.monotonic() - begin)
     if found.count:
-        return 1
+        return 1 if found.count > found.unread else 2
     return 0 if folder.is_finished else 3
 
 
@@ -121,13 +128,17 @@ def _print(folder: Folder, checked: list[Checked], found: Findings, seconds: flo
     to_come = [shard_stem(number) for number in folder.to_come]
     if to_come:
         print(f"{folder.path}: not there yet: {len(to_come):,} of {folder.shards:,} shards: {_some(to_come)}")
-    if found.count:
-        files = sorted({damage.file for damage in found.listed})
-        print(f"{folder.path}: DAMAGED: {found.count:,} finding{'s' * (found.count > 1)}, in {_some(files)}")
+    if damaged := found.count - found.unread:
+        files = sorted({damage.file for damage in found.listed if not damage.is_unread})
+        print(f"{folder.path}: DAMAGED: {damaged:,} finding{'s' * (damaged > 1)}, in {_some(files)}")
         if any(PENDING.fullmatch(name) for name in folder.sizes):
             print("make-shards was killed while it replaced a shard: run the same command again, then look again")
         elif any(file.startswith("shard-") for file in files):
             print("to mend a shard, remove its .tar and .parquet and run the same make-shards command again")
+    if found.unread:
+        files = sorted({damage.file for damage in found.listed if damage.is_unread})
+        print(f"{folder.path}: NOT CHECKED, because the system does not give them: {_some(files)}; check again then")
+    if found.count:
         return
     size = sum(shard.bytes for shard in checked)
     samples, failed = sum(shard.samples for shard in checked), sum(shard.failures.total() for shard in checked)

@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 
 from shards_spec.command_line import one_line_errors, parse
-from training.checkpoint import CONFIG_FILE, UNKNOWN_OFFSET, find_checkpoint, read_json, read_state
+from training.checkpoint import UNKNOWN_OFFSET, find_checkpoint, read_config, read_state
 from training.run_folder import METRICS_FILE, read_step_log
 from training.stream.index import open_config
 
@@ -26,9 +26,10 @@ def describe(run: Path) -> str:
         UserError: there is no checkpoint, or its dataset is gone.
     """
     checkpoint = find_checkpoint(run)
-    state, config = read_state(checkpoint), read_json(checkpoint / CONFIG_FILE)
+    config = read_config(checkpoint, needed=("data", "batch_size", "steps", "epochs"))
     index = open_config(config)
-    n, batch = len(index), int(config["batch_size"])
+    n, batch = len(index), config["batch_size"]
+    state = read_state(checkpoint, n)
     done = state.place.samples_done(n)
     steps = config["steps"]
     left = (steps - state.step) * batch if steps is not None else round(config["epochs"] * n) - done
@@ -42,7 +43,8 @@ def describe(run: Path) -> str:
         f"samples left  {left:,} of {done + left:,}",
     ]
     metrics = read_step_log(checkpoint.parent.parent / METRICS_FILE)
-    recent = [line["samples_per_second"] for line in metrics[-10:]]
+    rates = [line.get("samples_per_second") for line in metrics[-10:]]
+    recent = [rate for rate in rates if isinstance(rate, float) and rate > 0]
     if recent:
         rate = len(recent) / sum(1 / r for r in recent)
         hours, minutes = divmod(round(left / rate / 60), 60)

@@ -10,23 +10,23 @@ step-00000500.abandoned  later than where its run went on from: nothing takes it
 """
 
 import json
+import math
 import os
 import re
 import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from shards_spec.atomic import TEMPORARY_SUFFIX, sync_folder
-from shards_spec.errors import UserError
+from shards_spec.atomic import TEMPORARY_SUFFIX, atomic_path, sync_folder
+from shards_spec.errors import UserError, reason
 from training.stream.order import ORDER_VERSION, Place
+from training.tensor_files import check_types, read_safetensors, read_torch, write_safetensors
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -35,6 +35,21 @@ STATE_FILE = "state.json"
 TO_USE = (WEIGHTS_FILE, CONFIG_FILE, STATE_FILE)
 TO_RESUME = (*TO_USE, OPTIMIZER_FILE)
 UNKNOWN_OFFSET = -1
+_LARGEST = 2**63 - 1
+_ANOTHER = "resume from another checkpoint"
+_CONFIG_KINDS: dict[str, tuple[type, ...]] = {
+    "data": (list,),
+    "batch_size": (int,),
+    "steps": (int, type(None)),
+    "epochs": (int, float),
+    "seed": (int,),
+    "fbank_mean": (int, float, type(None)),
+    "fbank_std": (int, float, type(None)),
+    "optimizer": (dict,),
+    **{name: (str, type(None)) for name in ("init", "init_visual", "init_audio", "teacher")},
+    "cache_dir": (str, type(None)),
+    "cache_size": (str,),
+}
 _ABANDONED_SUFFIX = ".abandoned"
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -182,10 +197,7 @@ def _temporary(checkpoint: Path) -> Path:
 def _write(
     folder: Path, state: TrainState, *, model: nn.Module, optimizer: dict[str, Any], config: dict[str, Any]
 ) -> None:
-    try:
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS_FILE)
-    except SafetensorError as error:  # a full disk
-        raise OSError(str(error).splitlines()[0]) from error
+    write_safetensors(model.state_dict(), folder / WEIGHTS_FILE)
     _write_optimizer(optimizer, folder / OPTIMIZER_FILE)
     write_json(folder / CONFIG_FILE, config)
     write_json(folder / STATE_FILE, asdict(state))
@@ -221,23 +233,45 @@ def find_checkpoint(path: Path, needed: tuple[str, ...] = TO_USE) -> Path:
     return found
 
 
-def read_state(checkpoint: Path) -> TrainState:
+def read_state(checkpoint: Path, samples: int | None = None) -> TrainState:
     """The state of a checkpoint.
+
+    Args:
+        samples: of the run's dataset, where that is known: then the place must be one of it.
 
     Raises:
         UserError: it is damaged, or of another order version.
     """
-    state = read_json(checkpoint / STATE_FILE)
+    path = checkpoint / STATE_FILE
     try:
-        result = TrainState(**state)
+        result = TrainState(**read_json(path))
     except TypeError as error:
-        raise UserError(f"{checkpoint / STATE_FILE} is damaged ({error}): resume from another checkpoint") from error
+        raise UserError(f"{path} is damaged ({error}): {_ANOTHER}") from error
+    if wrong := _impossible(result, checkpoint, samples):
+        raise UserError(f"{path} is damaged ({wrong}): {_ANOTHER}")
     if result.order_version != ORDER_VERSION:
         raise UserError(
             f"{checkpoint} was made with order version {result.order_version}, this program has {ORDER_VERSION}:"
             " resume it with the version of the program that began the run"
         )
     return result
+
+
+def _impossible(state: TrainState, checkpoint: Path, samples: int | None) -> str:
+    """What no run writes into its state; empty where there is nothing of that kind."""
+    least = {"next_offset": UNKNOWN_OFFSET}
+    for name, kind in get_type_hints(TrainState).items():
+        value = getattr(state, name)
+        is_possible = name == "seed" or type(value) is not int or least.get(name, 0) <= value <= _LARGEST
+        if type(value) is not kind or not is_possible:
+            return f"{name} is {value!r}"
+    if _NAME.fullmatch(checkpoint.name) and state.step != _step(checkpoint):
+        return f"it is of step {state.step}"
+    if samples is not None and state.cursor >= samples:
+        return f"cursor is {state.cursor}, and the dataset has {samples} samples"
+    if samples is not None and state.place.samples_done(samples) < state.step:
+        return f"{state.step} steps have taken {state.place.samples_done(samples)} samples"
+    return ""
 
 
 def load_weights(checkpoint: Path, model: nn.Module) -> None:
@@ -247,10 +281,10 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
         UserError: the file is damaged, or of another model.
     """
     path = checkpoint / WEIGHTS_FILE
+    weights = read_safetensors(path, "use another checkpoint")
+    check_types(weights, model.state_dict(), path)
     try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}): use another checkpoint") from error
+        model.load_state_dict(weights)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise UserError(f"{path} holds another model than its config.json describes: {first}") from error
@@ -259,24 +293,52 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
 def load_optimizer(checkpoint: Path) -> dict[str, Any]:
     """What `save_checkpoint` was given as `optimizer`. Only tensors and plain values are read, nothing is executed."""
     path = checkpoint / OPTIMIZER_FILE
-    try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}): resume from another checkpoint") from error
+    saved = read_torch(path, _ANOTHER)
+    if not isinstance(saved, dict):
+        raise UserError(f"{path} holds {type(saved).__name__}, expected the state of an optimizer: {_ANOTHER}")
+    return saved
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes readable JSON."""
-    path.write_text(json.dumps(values, indent=2) + "\n")
+    """Writes readable JSON, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is damaged, or the system does not give it.
     """
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): use another checkpoint") from error
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({reason(error)})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): use another checkpoint") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged (no JSON object): use another checkpoint")
+    return values
+
+
+def read_config(folder: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The config.json of a checkpoint or a run folder, in which what is read again is of the kind that runs write.
+
+    Args:
+        needed: what must be in it.
+
+    Raises:
+        UserError: it is damaged, or lacks something.
+    """
+    path = folder / CONFIG_FILE
+    config = read_json(path)
+    for name in needed:
+        if name not in config:
+            raise UserError(f"{path} lacks {name}: use another checkpoint")
+    for name in _CONFIG_KINDS.keys() & config.keys():
+        value = config[name]
+        is_finite = type(value) is not float or math.isfinite(value)
+        if type(value) not in _CONFIG_KINDS[name] or not is_finite or (name == "batch_size" and value < 1):
+            raise UserError(f"{path} is damaged ({name} is {value!r}): use another checkpoint")
+    return config

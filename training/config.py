@@ -129,6 +129,8 @@ class RunConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:
+        if not self.data:
+            raise ValueError("--data is missing: give the folder that make-shards wrote")
         for name in ("steps", "batch_size", "device_batch_size", "save_every", "keep", "log_every", "window"):
             value = getattr(self, name)
             if value is not None and value < 1:

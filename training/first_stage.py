@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from shards_spec.errors import UserError
-from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint, read_json
+from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint, read_config
 from training.config import RunConfig
 from training.methods.crossmae.config import CrossMAEConfig, config_from_dict
 from training.methods.shared.encoder import EncoderConfig
@@ -41,8 +41,11 @@ def fbank_scale(config: RunConfig, index: DatasetIndex) -> FbankScale:
     """
     mean = index.mean if config.fbank_mean is None else config.fbank_mean
     std = index.std if config.fbank_std is None else config.fbank_std
-    if not 0 < std < math.inf:
-        raise UserError(f"the fbanks have a standard deviation of {std}: mend the dataset, or give --fbank-std")
+    if not (0 < std < math.inf and math.isfinite(mean)):
+        raise UserError(
+            f"the fbanks have a mean of {mean} and a standard deviation of {std}: mend the dataset, or give"
+            " --fbank-mean and --fbank-std"
+        )
     return FbankScale(mean=mean, std=std)
 
 
@@ -103,7 +106,7 @@ def read_first_stage(path: Path) -> FirstStage:
         UserError: there is none, or it is none of this program.
     """
     folder = path if (path / WEIGHTS_FILE).is_file() else find_checkpoint(path)
-    config = read_json(folder / CONFIG_FILE)
+    config = read_config(folder)
     try:
         scale = FbankScale(mean=float(config["fbank_mean"]), std=float(config["fbank_std"]))
         return FirstStage(folder=folder, model=_model(config), scale=scale)

@@ -8,7 +8,6 @@ docs/checkpoints.md says what of each layout is loaded, adapted and left. D is t
 """
 
 import argparse
-import pickle
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,8 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from shards_spec.errors import UserError
@@ -26,6 +23,7 @@ from training.first_stage import FbankScale, FirstStage, read_first_stage
 from training.initial_decoders import find_decoder
 from training.methods.crossmae import CrossMAE, CrossMAEConfig
 from training.methods.shared.patches import FBANK_GRID
+from training.tensor_files import check_types, read_safetensors, read_torch
 
 Modality = Literal["image", "audio"]
 _KERNEL = "patch_embed.proj.weight"
@@ -71,7 +69,10 @@ def initialise(model: CrossMAE, *, visual: Path | None, audio: Path | None, scal
     files: tuple[tuple[Modality, Path | None], ...] = (("image", visual), ("audio", audio))
     for modality, path in files:
         if path is not None:
-            parts, said = _prepare(model, modality, path, scale)
+            try:
+                parts, said = _prepare(model, modality, path, scale)
+            except (IndexError, RuntimeError) as error:
+                raise UserError(f"{path} holds tensors of other dimensions than their names say: {error}") from error
             ready += parts
             lines += said
     for module, state in ready:
@@ -96,6 +97,7 @@ def _prepare(
     ]
     said = [] if first is None or modality == "image" else first.said_of_scale(scale)
     if decoder is not None and found.layout == _VIT and (rest := find_decoder(tensors, decoder)) is not None:
+        check_types(rest.state, decoder.state_dict(), path)
         parts.append((decoder, decoder.state_dict() | rest.state))
         found.left = [name for name in found.left if name not in rest.names]
         what = f"{len(rest.state)} tensors from" if rest.misfit is None else f"{rest.misfit}, so not from"
@@ -132,7 +134,7 @@ def initialise_from_run(model: CrossMAE, checkpoint: Path, scale: FbankScale) ->
     first = read_first_stage(checkpoint)
     first.check_encoders(model.config.encoder, option="--init", flag="--model.encoder")
     path = first.folder / WEIGHTS_FILE
-    state = first.to_scale(_read(path), scale)
+    state = first.to_scale(read_safetensors(path, "use another checkpoint"), scale)
     theirs = {name: value for name, value in state.items() if not name.startswith(_TEACHER)}
     ours = {name: value for name, value in model.state_dict().items() if not name.startswith(_TEACHER)}
     for name, value in ours.items():
@@ -145,6 +147,7 @@ def initialise_from_run(model: CrossMAE, checkpoint: Path, scale: FbankScale) ->
         for name in ours
         if name in theirs and theirs[name].shape == ours[name].shape and not name.startswith(tuple(unlike))
     }
+    check_types(matched, ours, path)
     model.load_state_dict(matched, strict=False)
     model.reset_teacher()
     lines = [f"{len(matched)} of {len(ours)} tensors from {first.folder}: {_groups(matched)}"]
@@ -183,8 +186,11 @@ def take_teacher(model: CrossMAE, checkpoint: Path, scale: FbankScale) -> list[s
     """
     first = read_first_stage(checkpoint)
     first.check_encoders(model.config.encoder, option="--teacher", flag="--model.encoder")
+    path = first.folder / WEIGHTS_FILE
+    weights = read_safetensors(path, "use another checkpoint")
+    check_types(weights, model.state_dict(), path)
     try:
-        model.set_teacher(first.to_scale(_read(first.folder / WEIGHTS_FILE), scale))
+        model.set_teacher(first.to_scale(weights, scale))
     except ValueError as error:
         raise UserError(f"--teacher {first.folder}: {error}") from error
     return [f"the embedding targets are those of {first.folder}", *first.said_of_scale(scale)]
@@ -194,19 +200,11 @@ def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by name, without the wrapping of trainers. Nothing in the file is executed."""
     if path.is_dir():
         raise UserError(f"{path} is a folder, expected a file of weights: to start from a CrossMAE run use --init")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # MAE's files hold their options beside the model
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path} is no PyTorch file, or holds more than tensors and plain values, and nothing in a file is"
-            " executed: save its state dict again with safetensors"
-        ) from None
-    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
-        reason = (str(error) or "it is empty").splitlines()[0]
-        raise UserError(f"{path} cannot be read ({reason}): expected a PyTorch or safetensors file") from None
+    instead = "expected a whole PyTorch or safetensors file, fetch it again"
+    if path.suffix == ".safetensors":
+        return read_safetensors(path, instead)
+    with torch.serialization.safe_globals([argparse.Namespace]):  # MAE's files hold their options beside the model
+        content = read_torch(path, instead)
     for wrapper in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -299,6 +297,7 @@ def _fit_positions(found: _Found, own: dict[str, Tensor], modality: Modality) ->
 
 def _check(found: _Found, own: dict[str, Tensor], modality: Modality, path: Path) -> None:
     """Refuses what does not fit the encoder, naming the first difference."""
+    check_types(found.state, own, path)
     depth, width = (_depth(own, "blocks."), own["norm.weight"].shape[0])
     got = (_depth(found.state, "blocks."), found.state[_KERNEL].shape[0])
     if got != (depth, width):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
+from shards_spec.errors import UserError
 from training.checkpoint import (
     CONFIG_FILE,
     UNKNOWN_OFFSET,
@@ -132,7 +133,7 @@ class Loop:
             check_same_run(self.resumed, config, index.fingerprint, ("order", *task.identity))
             config, self.changes = going_on(self.resumed, config)
             load_weights(self.resumed, task.weights)
-            state = read_state(self.resumed)
+            state = read_state(self.resumed, len(index))
             self.step, self.place = state.step, state.place
         scale = fbank_scale(config, index)
         self.config = config = replace(config, fbank_mean=scale.mean, fbank_std=scale.std)  # checkpoints tell it
@@ -147,9 +148,7 @@ class Loop:
         model = compiled(task.weights) if config.compile else task.weights
         self.model, self.optimizer = accelerator.prepare(model, task.make_optimizer(config.optimizer))
         if self.resumed is not None:
-            saved = resume_optimizer(self.resumed, self.optimizer, task.make_optimizer)
-            if accelerator.scaler is not None and "scaler" in saved:
-                accelerator.scaler.load_state_dict(saved["scaler"])
+            resume_optimizer(self.resumed, self.optimizer, task.make_optimizer, accelerator.scaler)
         self.flops_limit = self._flops_limit()
         self._open_run_folder()
 
@@ -288,6 +287,11 @@ class Loop:
 
     def _steps_in_all(self) -> int:
         if self.config.steps is not None:
+            if self.step > self.config.steps:
+                raise UserError(
+                    f"{self.config.out} is at step {self.step}, past --steps {self.config.steps}: give more --steps,"
+                    f" or go back with --resume {self.config.out}/checkpoints/step-N"
+                )
             return self.config.steps
         left = self.config.epochs * len(self.index) - self.place.samples_done(len(self.index))
         return self.step + max(0, -int(-left // self.config.batch_size))

@@ -65,11 +65,18 @@ def load_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any], order:
         order: the parameters `in_order` of the optimizer that was saved, whose groups other options may have made.
 
     Raises:
-        ValueError: the state is of another number of parameters.
+        ValueError: the state is of another number of parameters, or holds no such moments.
     """
     count = sum(len(group["params"]) for group in saved["param_groups"])
     if count != len(order):
         raise ValueError(f"it is the state of {count} parameters, expected {len(order)}")
+    for number, parameter in enumerate(order):
+        for name, value in saved["state"].get(number, {}).items():
+            shape = torch.Size([]) if name == "step" else parameter.shape
+            if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape != shape:
+                raise ValueError(f"{name} of its parameter {number} is none of {list(shape)} floats")
+        if number in saved["state"] and not {"step", "exp_avg", "exp_avg_sq"} <= saved["state"][number].keys():
+            raise ValueError(f"it has no moments of parameter {number}")
     moments = {id(p): saved["state"][i] for i, p in enumerate(order) if i in saved["state"]}
     state = {i: moments[id(p)] for i, p in enumerate(in_order(optimizer)) if id(p) in moments}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

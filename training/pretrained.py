@@ -14,13 +14,13 @@ from typing import Any
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from shards_spec.errors import UserError
-from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint, load_weights, read_json, write_json
+from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint, load_weights, read_config, write_json
 from training.methods.crossmae import config_from_dict, model
 from training.stream.loader import Normalise
+from training.tensor_files import write_safetensors
 
 # What a saved model tells of the run that made it. The rest of a run's config.json is about the machine: folders.
 _PUBLIC = (
@@ -113,14 +113,13 @@ class CrossMAE(
             folder = _download(str(pretrained_model_name_or_path), hub_options)
         elif not (folder / WEIGHTS_FILE).is_file():
             folder = find_checkpoint(folder)
-        result = cls(read_json(folder / CONFIG_FILE))
+        result = cls(read_config(folder))
         load_weights(folder, result)
         return result.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Weights and config.json, as a checkpoint has them; what config.json says of the machine is left out."""
-        state = {name: value.contiguous() for name, value in self.state_dict().items()}
-        save_file(state, save_directory / WEIGHTS_FILE)
+        write_safetensors(self.state_dict(), save_directory / WEIGHTS_FILE)
         public = {name: self.run_config[name] for name in _PUBLIC if name in self.run_config}
         write_json(save_directory / CONFIG_FILE, public)
 

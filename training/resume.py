@@ -15,7 +15,7 @@ from training.checkpoint import (
     find_checkpoint,
     load_optimizer,
     newest_checkpoint,
-    read_json,
+    read_config,
     read_state,
 )
 from training.config import OptimizerConfig, RunConfig
@@ -73,7 +73,7 @@ def check_same_run(checkpoint: Path, config: RunConfig, fingerprint: str, identi
         )
     if state.seed != config.seed:
         raise UserError(f"{checkpoint} was trained with --seed {state.seed}, not {config.seed}")
-    theirs, ours = read_json(checkpoint / CONFIG_FILE), config.to_dict()
+    theirs, ours = read_config(checkpoint), config.to_dict()
     _check_optimizer_and_scale(checkpoint, config, theirs)
     for name in identity:
         if differing := sorted(_differences(_comparable(name, theirs), _comparable(name, ours), name)):
@@ -104,7 +104,7 @@ def going_on(checkpoint: Path, config: Config) -> tuple[Config, list[str]]:
     The scale of the fbanks, where it is not given, and what a run begins with are the checkpoint's; everything else is
     what is asked for now.
     """
-    theirs = read_json(checkpoint / CONFIG_FILE)
+    theirs = read_config(checkpoint)
     kept: dict[str, Any] = {name: theirs[name] for name in ("fbank_mean", "fbank_std") if theirs.get(name) is not None}
     said = []
     for name in _AT_THE_START:
@@ -155,33 +155,40 @@ def _optimizer_options(config: dict[str, Any]) -> OptimizerConfig:
     """The optimizer's options in a config.json; what an older version did not know has its default."""
     known = asdict(OptimizerConfig())
     told = {name: value for name, value in config.get("optimizer", {}).items() if name in known}
-    return OptimizerConfig(**told | {"betas": tuple(told.get("betas", known["betas"]))})
+    try:
+        return OptimizerConfig(**told | {"betas": tuple(told.get("betas", known["betas"]))})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{CONFIG_FILE} of the checkpoint is damaged ({error}): resume from another one") from error
 
 
 def resume_optimizer(
     checkpoint: Path,
     optimizer: torch.optim.Optimizer,
     make_optimizer: Callable[[OptimizerConfig], torch.optim.Optimizer],
-) -> dict[str, Any]:
-    """Gives an optimizer a checkpoint's moments; its options stay those that it was made with.
+    scaler: Any | None = None,
+) -> None:
+    """Gives an optimizer a checkpoint's moments, and the loss scaler its state; the optimizer's options stay its own.
 
     Args:
         make_optimizer: what the optimizer was made by. Which parameter the moments are of follows from the options
             with which they were saved.
-
-    Returns:
-        All that optimizer.pt holds.
+        scaler: with fp16.
 
     Raises:
         UserError: the file is damaged, or of another model.
     """
     saved = load_optimizer(checkpoint)
-    then = make_optimizer(_optimizer_options(read_json(checkpoint / CONFIG_FILE)))
+    then = make_optimizer(_optimizer_options(read_config(checkpoint)))
     try:
+        if not saved["optimizer"]["state"] and "scaler" not in saved:  # with one, every step may have overflowed
+            raise ValueError("it holds no moments")
         load_moments(optimizer, saved["optimizer"], in_order(then))
-    except ValueError as error:
-        raise UserError(f"{checkpoint / OPTIMIZER_FILE}: {error}; resume from another checkpoint") from error
-    return saved
+        if scaler is not None and "scaler" in saved:
+            scaler.load_state_dict({name: value + 0 for name, value in saved["scaler"].items()})  # numbers
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # whatever its parts are
+        said = str(error) if type(error) is ValueError else f"it holds other parts, {type(error).__name__}: {error}"
+        said = " ".join(said.split())
+        raise UserError(f"{checkpoint / OPTIMIZER_FILE}: {said}; resume from another checkpoint") from error
 
 
 def _comparable(name: str, config: dict[str, Any]) -> Any:

@@ -14,10 +14,12 @@ import sys
 from pathlib import Path
 from typing import IO, Any
 
-from shards_spec.errors import UserError
+from shards_spec.atomic import atomic_path
+from shards_spec.errors import UserError, reason
 
 METRICS_FILE = "metrics.jsonl"
 _LOCK_FILE = ".train.lock"
+_NAMED = 3  # damaged lines
 
 
 def keys_file(rank: int) -> str:
@@ -31,10 +33,15 @@ def lock_run(run: Path) -> IO[str]:
     A record lock of the kernel: it ends with the process, however that ends; forked loader processes do not share it.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or the folder cannot be made or written to.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    file = (run / _LOCK_FILE).open("a+")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = (run / _LOCK_FILE).open("a+")
+    except FileExistsError as error:
+        raise UserError(f"--out {run} is a file: give a folder") from error
+    except OSError as error:
+        raise UserError(f"--out {run} cannot be written to ({reason(error)}): give another --out") from error
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -53,15 +60,18 @@ def lock_run(run: Path) -> IO[str]:
 class StepLog:
     """A JSON-lines file with a `step` in every line, appended to and continued by a resumed run.
 
-    Lines of steps that a resumed run takes again (after `last_step`) are dropped, and so is a line that a
-    killed process left half-written.
+    Lines of steps that a resumed run takes again (after `last_step`) are dropped, and so are lines that a killed
+    process or a power cut left damaged, with a warning.
     """
 
     def __init__(self, path: Path, last_step: int) -> None:
-        kept = [line for line in read_step_log(path) if line["step"] <= last_step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(path)
+        lines = step_lines(path, is_over=True)
+        if damaged := [str(number) for number, line in enumerate(lines, start=1) if line is None]:
+            which = ", ".join(damaged[:_NAMED]) + (", ..." if len(damaged) > _NAMED else "")
+            print(f"train.py: warning: {path}: left out, damaged: line {which}", file=sys.stderr, flush=True)
+        kept = [line for line in lines if line is not None and line["step"] <= last_step]
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._path, self._size = path, path.stat().st_size
         self._file = path.open("ab", buffering=0)
 
@@ -85,8 +95,27 @@ class StepLog:
 
 
 def read_step_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a step log; none where there is no file. A half-written last line is left out."""
+    """The lines of a step log that are whole; none where there is no file."""
+    return [line for line in step_lines(path) if line is not None]
+
+
+def step_lines(path: Path, *, is_over: bool = False) -> list[dict[str, Any] | None]:
+    """A step log line by line, None for one that is damaged; no line where there is no file.
+
+    Args:
+        is_over: nobody writes it any more: what follows the last end of line is a damaged line, not one on its way.
+    """
     if not path.is_file():
         return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    *texts, rest = path.read_text(errors="replace").split("\n")
+    return [_line(text) for text in ([*texts, rest] if is_over and rest else texts)]
+
+
+def _line(text: str) -> dict[str, Any] | None:
+    """A line of a step log; None where it is none."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    step = line.get("step") if isinstance(line, dict) else None
+    return line if type(step) is int and step > 0 else None

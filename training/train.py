@@ -32,7 +32,8 @@ EXIT_STOPPED = 75  # saved and stopped on a signal, to be continued (EX_TEMPFAIL
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command train.py. Exit status: 0 done, 2 a user's mistake, 75 stopped on a signal after saving.
+    """The command train.py. Exit status: 0 done, 1 stopped by what the message says, 2 a user's mistake, 75
+    stopped on a signal after saving.
 
     Args:
         arguments: from another program, which has its signal handlers back afterwards. None: those of the command

@@ -12,8 +12,8 @@ from shards_spec.errors import UserError
 from tools.pages.metrics import Line
 from tools.pages.report import Run
 from tools.pages.results import Result
-from training.checkpoint import CONFIG_FILE, TO_USE, newest_checkpoint, read_json
-from training.run_folder import METRICS_FILE
+from training.checkpoint import CONFIG_FILE, TO_USE, newest_checkpoint, read_config
+from training.run_folder import METRICS_FILE, step_lines
 
 _NAMED = 3  # damaged lines named
 
@@ -30,7 +30,7 @@ def read_run(folder: Path, name: str, notices: list[str]) -> Run:
         raise UserError(f"{folder} is no run folder (no {CONFIG_FILE}): give the --out of train.py")
     return Run(
         name=name,
-        config=read_json(folder / CONFIG_FILE),
+        config=read_config(folder),
         metrics=read_metrics(folder / METRICS_FILE, notices),
         results=read_results(folder, notices),
         checkpoint=_checkpoint(folder, notices),
@@ -65,32 +65,20 @@ def read_metrics(path: Path, notices: list[str]) -> list[Line]:
         return []
     lines: list[Line] = []
     damaged = []
-    texts = path.read_text(errors="replace").split("\n")
-    for number, told in enumerate(texts[:-1], start=1):  # what follows the last end of line is still being written
-        line = _line(told)
-        if line is None:
-            damaged += [number] if told else []
-        elif lines and line["step"] <= lines[-1]["step"]:
+    there = step_lines(path)
+    for number, line in enumerate(there, start=1):
+        if line is None or (lines and line["step"] <= lines[-1]["step"]):
             damaged.append(number)
         else:
             lines.append(line)
     if damaged:
         which = ", ".join(str(number) for number in damaged[:_NAMED]) + (", ..." if len(damaged) > _NAMED else "")
         notices.append(
-            f"{path}: {len(damaged)} of {len(texts) - 1} lines are damaged or out of order and left out: line {which}"
+            f"{path}: {len(damaged)} of {len(there)} lines are damaged or out of order and left out: line {which}"
         )
     elif not lines:
         notices.append(f"{path} holds no line yet: there are no curves of this run")
     return lines
-
-
-def _line(told: str) -> Line | None:
-    try:
-        line = json.loads(told)
-    except (ValueError, RecursionError):
-        return None
-    step = line.get("step") if isinstance(line, dict) else None
-    return line if isinstance(step, int) and not isinstance(step, bool) and step > 0 else None
 
 
 def read_results(folder: Path, notices: list[str]) -> list[Result]:

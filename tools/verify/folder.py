@@ -113,9 +113,11 @@ def read_folder(path: Place) -> Folder:
 def _read_dataset(path: Place, found: Findings) -> Dataset | None:
     try:
         return read_dataset(path)
-    except (UserError, OSError) as error:
+    except OSError as error:
+        found.refused(DATASET_FILE, error)
+    except UserError as error:
         found.add(DATASET_FILE, str(error))
-        return None
+    return None
 
 
 def _read_plan(path: Place, found: Findings) -> tuple[pa.Table, dict[str, Any]] | None:
@@ -124,7 +126,10 @@ def _read_plan(path: Place, found: Findings) -> tuple[pa.Table, dict[str, Any]] 
     try:
         table, facts = read_table(plan_path(path))
         table.validate(full=True)
-    except (UserError, pa.ArrowInvalid, OSError) as error:
+    except OSError as error:
+        found.refused(name, error)
+        return None
+    except (UserError, pa.ArrowInvalid) as error:
         found.add(name, str(error))
         return None
     if "boxes" not in table.column_names:  # plans of earlier versions

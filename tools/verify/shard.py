@@ -119,7 +119,10 @@ def _read(task: ShardTask, found: Findings) -> tuple[pa.Table, ShardInfo] | None
     try:
         table, facts = read_table(task.parquet)
         table.validate(full=True)
-    except (UserError, pa.ArrowInvalid, OSError) as error:
+    except OSError as error:
+        found.refused(name, error)
+        return None
+    except (UserError, pa.ArrowInvalid) as error:
         found.add(name, str(error))
         return None
     there, needed = ({f.name: f.type for f in schema} for schema in (table.schema, shard_schema(task.members)))

@@ -83,27 +83,27 @@ def check_tar(tar: Tar, count: Count) -> Findings:
             offset=first["offset"] if first else None,
         )
     except OSError as error:
-        found.add(name, f"cannot be read ({error.strerror})")
+        found.refused(name, error)
     return found
 
 
 def _check_open(tar: Tar, file: BinaryIO, found: Findings, count: Count) -> None:
     name = tar.path.name
     size = os.fstat(file.fileno()).st_size
-    sha256, readable = _sha256(file)
-    if readable < size:
-        found.add(name, "cannot be read from here on", offset=readable)
+    sha256, readable, refused = _sha256(file)
+    if refused is not None:
+        found.refused(name, refused, offset=readable)
     checked = 0
     if tar.rows is not None:
         if size < tar.bytes:
             _report_cut(tar, size, found)
-        _check_structure(tar, file, size, found)
+        _check_structure(tar, file, readable, found)
         for row in tar.rows:
             if row["offset"] + row["length"] <= size:
                 _check_sample(tar, file, row, found)
                 count(row["length"])
                 checked += row["length"]
-        if sha256 != tar.sha256:
+        if sha256 != tar.sha256 and refused is None:
             _locate(tar, file, size, found)
     if size > tar.bytes:
         found.add(name, f"has {size - tar.bytes:,} bytes too many", offset=tar.bytes)
@@ -114,17 +114,17 @@ def _check_open(tar: Tar, file: BinaryIO, found: Findings, count: Count) -> None
     count(max(0, tar.bytes - checked))
 
 
-def _sha256(file: BinaryIO) -> tuple[str, int]:
-    """The hash of what can be read, and how many bytes that is."""
+def _sha256(file: BinaryIO) -> tuple[str, int, OSError | None]:
+    """The hash of what can be read, how many bytes that is, and why the rest cannot be."""
     digest = hashlib.sha256()
     position = 0
     while True:
         try:
             chunk = os.pread(file.fileno(), _CHUNK, position)
-        except OSError:
-            return digest.hexdigest(), position
+        except OSError as error:
+            return digest.hexdigest(), position, error
         if not chunk:
-            return digest.hexdigest(), position
+            return digest.hexdigest(), position, None
         digest.update(chunk)
         position += len(chunk)
 
@@ -191,7 +191,7 @@ def _check_sample(tar: Tar, file: BinaryIO, row: Row, found: Findings) -> None:
     try:
         span = memoryview(os.pread(file.fileno(), row["length"], row["offset"]))
     except OSError as error:
-        found.add(name, f"cannot be read ({error.strerror})", key=key, offset=row["offset"])
+        found.refused(name, error, key=key, offset=row["offset"])
         return
     for member in tar.members:
         offset, length, crc32 = (row[member_column(member, field)] for field in ("offset", "length", "crc32"))

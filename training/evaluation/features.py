@@ -17,7 +17,7 @@ from torch import Tensor
 
 from shards_spec.atomic import atomic_path
 from shards_spec.errors import UserError
-from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint, load_weights, read_json, read_state
+from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint, load_weights, read_config, read_state
 from training.evaluation.metadata import all_numbers, sample_keys
 from training.evaluation.row_cache import PIECE, Rows, cached_rows
 from training.methods.crossmae.config import config_from_dict
@@ -89,7 +89,7 @@ def load_model(
         UserError: there is no checkpoint, or it is damaged.
     """
     checkpoint = find_checkpoint(checkpoint)
-    config = read_json(checkpoint / CONFIG_FILE)
+    config = read_config(checkpoint)
     if "finetune" in config:
         raise UserError(f"{checkpoint} is a fine-tuned classifier: evaluate.py classification is for it")
     try:
@@ -97,7 +97,7 @@ def load_model(
             torch.manual_seed(config["seed"])  # as train.py draws them
             model = CrossMAE(config_from_dict(config["model"]))
         normalise = Normalise(config["fbank_mean"], config["fbank_std"])
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:  # the last of torch, for what is no number
         raise UserError(f"{checkpoint / CONFIG_FILE} describes no CrossMAE of this program: {error}") from error
     step = read_state(checkpoint).step
     if not untrained:

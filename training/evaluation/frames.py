@@ -12,6 +12,7 @@ import simplejpeg
 from shards_spec.errors import DamagedSampleError
 from shards_spec.sample import FRAME_SIZE, extra_frame_member, member_column
 from shards_spec.tables import read_table
+from training.evaluation.metadata import open_shard
 from training.stream.index import DatasetIndex
 from training.stream.order import Numbers
 
@@ -51,7 +52,7 @@ class FrameReader:
     def _read_sample(self, shard: int, place: dict[str, Any], into: npt.NDArray[np.uint8]) -> None:
         tar = self._index.tars[shard]
         try:
-            with tar.open("rb") as file:
+            with open_shard(tar) as file:
                 for f in range(self.count):
                     offset, length, crc32 = (place[column] for column in _columns(f))
                     file.seek(offset)
@@ -62,8 +63,6 @@ class FrameReader:
                             f"{where} has the crc32 {zlib.crc32(payload):08x}, on record is {crc32:08x}"
                         )
                     simplejpeg.decode_jpeg(payload, "RGB", buffer=into[f], strict=True)
-        except OSError as error:
-            raise DamagedSampleError(f"{tar}: cannot be read ({error.strerror})") from error
         except ValueError as error:  # the bytes are as written, but no JPEG of the right size
             raise DamagedSampleError(f"{where}: {error}") from error
 

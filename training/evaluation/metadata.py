@@ -3,8 +3,9 @@
 import json
 import zlib
 from collections.abc import Iterator
-from contextlib import nullcontext
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -54,15 +55,29 @@ def _of_one_shard(index: DatasetIndex, shard: int, numbers: Numbers) -> list[dic
     with index.cache.holding([shard]) if is_remote and index.cache is not None else nullcontext():
         table, _ = read_table(index.tars[shard].with_suffix(".parquet"), ["key", "status", *_COLUMNS])
         places = table.filter(pa.compute.equal(table["status"], "ok")).to_pylist()
-        try:
-            with index.tars[shard].open("rb") as tar:
-                rows = [places[index.locate(int(number))[1]] for number in numbers]
-                return [_read(tar, index.tars[shard], row) for row in rows]
-        except OSError as error:
-            raise DamagedSampleError(f"{index.tars[shard]}: cannot be read ({error.strerror})") from error
+        with open_shard(index.tars[shard]) as tar:
+            rows = [places[index.locate(int(number))[1]] for number in numbers]
+            return [_read(tar, index.tars[shard], row) for row in rows]
 
 
-def _read(tar: Any, path: Any, row: dict[str, Any]) -> dict[str, Any]:
+@contextmanager
+def open_shard(tar: Path) -> Iterator[BinaryIO]:
+    """A shard, to be read inside the block.
+
+    Raises:
+        DamagedSampleError: it is gone.
+        OSError: the system does not give its bytes; `filename` is the tar.
+    """
+    try:
+        with tar.open("rb") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise DamagedSampleError(f"{tar}: the shard is gone") from error
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(tar)) from error
+
+
+def _read(tar: BinaryIO, path: Path, row: dict[str, Any]) -> dict[str, Any]:
     offset, length, crc32 = (row[column] for column in _COLUMNS)
     tar.seek(offset)
     payload = tar.read(length)

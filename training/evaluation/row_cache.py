@@ -7,27 +7,24 @@ runs may fill the same folder at once: both write the same values, and the last 
 """
 
 import sys
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from shards_spec.atomic import atomic_path
 from training.evaluation.progress import progress
 from training.stream.order import Numbers
 from training.stream.shares import Share
+from training.tensor_files import DamagedFileError, read_safetensors, write_safetensors
 
 PIECE = 128  # consecutive sample numbers of a piece. Batches do not cross pieces, so neither the number of processes
 #              nor an interruption changes which samples are computed together, and results are equal to the bit.
-_NUMBERS, _CRC32 = "numbers", "crc32"
+_NUMBERS = "numbers"
 
 Rows = dict[str, Tensor]  # name -> [N, ...], a row a sample
 Compute = Callable[[Iterable[Share]], Iterator[tuple[Numbers, Rows]]]
@@ -122,33 +119,25 @@ def _write(folder: Path, piece: int, numbers: Numbers, rows: Rows) -> None:
         everything = np.union1d(numbers, other[0])
         numbers, rows = everything, _in_order(everything, [(numbers, rows), other])
     tensors = {_NUMBERS: torch.from_numpy(numbers), **rows}
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with atomic_path(_path(folder, piece)) as temporary:
-        save_file(tensors, temporary, metadata={_CRC32: _crc32(tensors)})
+        write_safetensors(tensors, temporary)
 
 
 def _read(folder: Path, piece: int, *, warn: bool) -> tuple[Numbers, Rows] | None:
-    """The samples of a piece and their rows; None where there is none, or a damaged one."""
+    """The samples of a piece and their rows; None where there is none, or a damaged one.
+
+    Raises:
+        UserError: the system does not give it.
+    """
     path = _path(folder, piece)
     if not path.exists():
         return None
     try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-            recorded = (file.metadata() or {}).get(_CRC32)
-    except (SafetensorError, OSError) as error:
-        tensors, recorded, why = {}, None, str(error)
-    else:
-        why = "its bytes are not those that were written"
-    if recorded is None or recorded != _crc32(tensors) or _NUMBERS not in tensors:
+        tensors = read_safetensors(path, "computed again")
+        if _NUMBERS not in tensors:
+            raise DamagedFileError(f"{path} is no piece of a cache: computed again")
+    except DamagedFileError as error:
         if warn:
-            print(f"evaluate.py: warning: {path} is damaged ({why}): computed again", file=sys.stderr, flush=True)
+            print(f"evaluate.py: warning: {error}", file=sys.stderr, flush=True)
         return None
     return tensors.pop(_NUMBERS).numpy(), tensors
-
-
-def _crc32(tensors: dict[str, Any]) -> str:
-    value = 0
-    for name in sorted(tensors):
-        value = zlib.crc32(tensors[name].numpy().tobytes(), zlib.crc32(name.encode(), value))
-    return f"{value:08x}"

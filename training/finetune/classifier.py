@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from shards_spec.errors import UserError
-from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint, load_weights, read_json, read_state
+from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint, load_weights, read_config, read_state
 from training.finetune.labels import Task
 from training.first_stage import FbankScale, read_first_stage
 from training.methods.crossmae.config import config_from_dict
@@ -19,6 +18,7 @@ from training.methods.shared.encoder import Encoder, EncoderConfig, Features
 from training.methods.shared.padding import valid_tokens
 from training.methods.shared.patches import FBANK_SHAPE, IMAGE_CHANNELS, IMAGE_SHAPE
 from training.stream.loader import Normalise
+from training.tensor_files import check_types, read_safetensors
 
 # B samples, C classes, D features of an encoder.
 InputKind = Literal["a", "v", "av"]
@@ -127,18 +127,16 @@ def load_encoders(classifier: Classifier, init: Path, scale: FbankScale) -> list
     first = read_first_stage(init)
     first.check_encoders(classifier.encoder, option="--init", flag="--encoder")
     path = first.folder / WEIGHTS_FILE
+    weights = first.to_scale(read_safetensors(path, "use another checkpoint"), scale)
     said = []
     for name in ("audio_encoder", "image_encoder"):
         encoder = getattr(classifier, name)
         if encoder is None:
             continue
+        state = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
+        check_types(state, encoder.state_dict(), path)
         try:
-            with safe_open(path, "pt") as file:
-                names = [key for key in file.keys() if key.startswith(f"{name}.")]  # noqa: SIM118 (it is no mapping)
-                state = first.to_scale({key: file.get_tensor(key) for key in names}, scale)
-            encoder.load_state_dict({key.removeprefix(f"{name}."): value for key, value in state.items()})
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"--init: {path} cannot be read ({error}): use another checkpoint") from error
+            encoder.load_state_dict(state)
         except RuntimeError as error:
             first_line = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
             raise UserError(f"--init: {path} holds no such {name} as its config.json says: {first_line}") from error
@@ -164,7 +162,7 @@ class LoadedClassifier:
 
 def is_classifier(checkpoint: Path) -> bool:
     """Whether a checkpoint comes of fine-tuning."""
-    return "finetune" in read_json(checkpoint / CONFIG_FILE)
+    return "finetune" in read_config(checkpoint)
 
 
 def load_classifier(checkpoint: Path, device: torch.device) -> LoadedClassifier:
@@ -174,7 +172,7 @@ def load_classifier(checkpoint: Path, device: torch.device) -> LoadedClassifier:
         UserError: there is no checkpoint, it is damaged, or it does not come of fine-tuning.
     """
     checkpoint = find_checkpoint(checkpoint)
-    config = read_json(checkpoint / CONFIG_FILE)
+    config = read_config(checkpoint)
     if not is_classifier(checkpoint):
         raise UserError(
             f"{checkpoint} was not fine-tuned: give a run of `train.py finetune`, or use `evaluate.py probe`"
@@ -190,7 +188,7 @@ def load_classifier(checkpoint: Path, device: torch.device) -> LoadedClassifier:
         )
         normalise = Normalise(config["fbank_mean"], config["fbank_std"])
         facts: dict[str, Any] = {name: told[name] for name in ("inputs", "task", "class_list")}
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:  # the last of torch, for what is no number
         raise UserError(f"{checkpoint / CONFIG_FILE} describes no classifier of this program: {error!r}") from error
     load_weights(checkpoint, classifier)
     averaged = 0

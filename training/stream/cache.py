@@ -252,7 +252,8 @@ class ShardCache:
     def _work(self) -> None:
         while (shard := self._next()) is not None:
             try:
-                self._fetch(shard)
+                with local_errors(self.shards[shard].tar):  # what is left of them: servers' are told apart by `persist`
+                    self._fetch(shard)
             except FetchError as error:
                 self._put_off(shard, _FRESH_SECONDS, str(error))
                 with self._changed:

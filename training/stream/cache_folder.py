@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards_spec.dataset import ShardInfo
-from shards_spec.errors import UserError
+from shards_spec.errors import UserError, reason
 from shards_spec.storage import Place, Remote
 
 DEFAULT_SIZE = "200GB"
@@ -85,10 +85,10 @@ class RemoteShard:
         return self.info.bytes + _TABLE_ALLOWANCE[0] + _TABLE_ALLOWANCE[1] * (self.info.samples + self.info.failed)
 
     def is_whole(self) -> bool:
-        """Whether it is in the cache."""
+        """Whether it is in the cache. Where the system refuses to say so, fetching it meets the reason and tells it."""
         try:
             return self.tar.stat().st_size == self.info.bytes and self.tar.with_suffix(".parquet").is_file()
-        except FileNotFoundError:
+        except OSError:
             return False
 
 
@@ -112,9 +112,7 @@ def local_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise FetchError(
-            f"{path} cannot be written ({error.strerror}): mend or make room there, or give another --cache-dir"
-        ) from error
+        raise FetchError(f"{path} cannot be used ({reason(error)}): mend this, or give another --cache-dir") from error
 
 
 class ShardLocks:

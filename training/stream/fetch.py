@@ -130,9 +130,13 @@ def check_table(path: Path, info: ShardInfo) -> None:
 
     Raises:
         WrongContentError: it is not.
+        FetchError: the disk does not give it.
     """
     try:
-        _, facts = read_table(path)
+        with local_errors(path):
+            _, facts = read_table(path)
+    except FetchError:
+        raise
     except UserError as error:
         raise WrongContentError("it is cut or damaged") from error
     if facts.get("sha256") != info.sha256:

@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards_spec import storage
-from shards_spec.dataset import Dataset, ShardInfo, read_dataset
+from shards_spec.dataset import DATASET_FILE, Dataset, ShardInfo, read_dataset
 from shards_spec.errors import DamagedSampleError, UserError
 from shards_spec.sample import AUDIO_MEMBER, FBANK_MEMBER, FRAME_MEMBER, extra_frame_member, member_column
-from shards_spec.tables import column_names, read_table
+from shards_spec.tables import column_names, read_table, shard_schema
 from training.methods.interface import Reads
 from training.stream.cache import make_cache
 from training.stream.cache_folder import DEFAULT_SIZE, CacheFolder, default_folder, local_folder, parse_size
@@ -156,7 +156,8 @@ class DatasetIndex:
             seeds: int64 [len(numbers)], of the random choices for each sample; 0 where None.
 
         Raises:
-            DamagedSampleError: the table of a shard is gone or another one than when the index was opened.
+            DamagedSampleError: the table of a shard is gone, or another one than when the index was opened.
+            OSError: the system does not give it.
             FetchError: a shard is remote and cannot be had.
         """
         shards = self.shards_of(numbers)
@@ -222,11 +223,13 @@ class DatasetIndex:
         try:
             some_failed = ["status"] if info.failed else []
             table, facts = read_table(parquet, ["key", "label_ids", "offset", "valid_frames", *columns, *some_failed])
+        except FileNotFoundError as error:
+            raise DamagedSampleError(f"{parquet} is gone: the dataset was changed") from error
         except UserError as error:
             raise DamagedSampleError(str(error)) from error
         if info.failed:
             table = table.filter(pc.equal(table["status"], "ok"))
-        if facts.get("sha256") != info.sha256 or len(table) != info.samples or table["offset"].null_count:
+        if facts.get("sha256") != info.sha256 or len(table) != info.samples or not _is_usable(table, members):
             raise DamagedSampleError(f"{parquet} is not the table that dataset.json lists: the dataset was changed")
 
         offsets = table["offset"].to_numpy()
@@ -307,6 +310,14 @@ def _check_stored(folder: storage.Place, reads: Reads, frames: int, has_sound: b
         raise UserError(f"{folder} does not hold what is read of it: {what}; make it with make-shards {options}")
 
 
+def _is_usable(table: pa.Table, members: Sequence[str]) -> bool:
+    """Whether the columns are of their types, and every sample has its key and the place of each member."""
+    types = {field.name: field.type for field in shard_schema(tuple(members))}
+    places = [member_column(member, field) for member in members for field in _FIELDS]
+    typed = all(table.schema.field(name).type == types[name] for name in table.column_names)
+    return typed and not any(table[name].null_count for name in ("key", "offset", "valid_frames", *places))
+
+
 def _together(datasets: Sequence[Dataset]) -> tuple[str, float, float]:
     """Fingerprint, mean and std of all datasets."""
     if len(datasets) == 1:
@@ -337,11 +348,18 @@ def open_index(
             what is to be read, or the datasets have different class lists.
         FetchError: a remote dataset.json cannot be had.
     """
+    if not data:
+        raise UserError("no dataset is named: give the folder that make-shards wrote")
     folders = [storage.place(d) if isinstance(d, str) else d for d in data]
     for folder in folders:
         storage.check_place(folder, to_read=True)
     datasets = [read_dataset(f) if isinstance(f, Path) else fetch_dataset(f) for f in folders]
     for folder, dataset in zip(folders, datasets, strict=True):
+        if dataset.samples != (listed := sum(shard.samples for shard in dataset.shards)):
+            raise UserError(
+                f"{folder / DATASET_FILE} is damaged: it says {dataset.samples} samples, and its shards have {listed}:"
+                " remove it and run the same make-shards command again"
+            )
         if not dataset.samples:
             raise UserError(f"dataset {folder} holds no sample: all {dataset.failed} clips failed")
         if dataset.classes != datasets[0].classes:

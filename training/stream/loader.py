@@ -65,6 +65,7 @@ def load(
 
     Raises:
         DamagedSampleError: a sample's bytes are not those that were written; names shard, key and offset.
+        OSError: the system does not give a sample's bytes; it is not replaced.
         WorkerError: a worker died or hangs.
         FetchError: a remote shard cannot be had.
         UserError: the cache of remote shards is too small for one step.

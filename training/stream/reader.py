@@ -4,6 +4,7 @@ What lies together in a tar comes with one `preadv`: JPEGs, FLAC and the tar hea
 the fbank's values straight to where the batch wants them. Members that are not asked for are not read.
 """
 
+import errno
 import io
 import os
 from collections import OrderedDict
@@ -21,6 +22,7 @@ from shards_spec.sample import FBANK_BYTES, FBANK_HEADER, SAMPLE_RATE
 from training.stream.index import Payload, SamplePlace
 
 _OPEN_SHARDS = 128  # descriptors kept: AudioSet-2M has thousands of shards
+_OPEN_ANEW = (errno.EMFILE, errno.ENFILE, errno.ESTALE)  # may pass when the open shards are closed
 _TOGETHER = 4096  # bytes between two members that are read over: tar headers and padding take up to 2,047
 
 
@@ -57,6 +59,7 @@ class SampleReader:
 
         Raises:
             DamagedSampleError: the shard is gone or cut, or its bytes are not those that were written.
+            OSError: the system does not give them, which says nothing of what they are; `filename` is `where`.
         """
         fbank_bytes = fbank.view(np.uint8).data.cast("B")
         found = self._fetch(place, fbank_bytes)
@@ -127,10 +130,19 @@ class SampleReader:
         return used
 
     def _read(self, place: SamplePlace, into: list[memoryview], offset: int) -> int:
+        """How many bytes come from `offset` on."""
         try:
-            return os.preadv(self._descriptor(place.shard), into, offset)
+            try:
+                return os.preadv(self._descriptor(place.shard), into, offset)
+            except OSError as error:
+                if error.errno not in _OPEN_ANEW or not self._open:
+                    raise
+                self.close()
+                return os.preadv(self._descriptor(place.shard), into, offset)
+        except FileNotFoundError as error:
+            raise DamagedSampleError(f"{self.where(place)}: the shard is gone") from error
         except OSError as error:
-            raise DamagedSampleError(f"{self.where(place)}: cannot be read ({error.strerror})") from error
+            raise OSError(error.errno, error.strerror, self.where(place)) from error
 
     def _check_fbank(self, place: SamplePlace, header: memoryview, values: memoryview) -> None:
         self._check(place, place.fbank, isal_zlib.crc32(values, isal_zlib.crc32(header)))

@@ -98,7 +98,7 @@ class Damage:
 
 
 def fill(reader: SampleReader, slot: Slot, rows: Sequence[int], places: Sequence[SamplePlace]) -> list[Damage]:
-    """Reads the samples at `places` into rows of a slot. Returns those that are damaged."""
+    """Reads the samples at `places` into rows of a slot. Returns those that are damaged; OSError as `read_into`."""
     damaged = []
     for row, place in zip(rows, places, strict=True):
         try:
@@ -120,7 +120,7 @@ class _Worker:
     process: BaseProcess
     pipe: "Connection[Any, Any]"
     jobs: deque[_Job]  # in work, oldest first
-    done: dict[int, list[Damage]]  # slots that are full and not yet asked for
+    done: dict[int, list[Damage] | OSError]  # slots that are full and not yet asked for; or why one is not
     since: float  # when it last began a job
 
 
@@ -195,7 +195,8 @@ class Ring:
             The job and the slot that holds its samples, valid until the next batch is asked for.
 
         Raises:
-            DamagedSampleError: a sample cannot be read as it was written.
+            DamagedSampleError: a sample is not as it was written.
+            OSError: the system does not give one; it is never replaced.
             WorkerError: a worker died or hangs.
             StopWaiting: `stopping` said so.
         """
@@ -269,7 +270,10 @@ class Ring:
                 raise StopWaiting
             if time.monotonic() - worker.since > self.hang_seconds:
                 raise WorkerError(self._describe(worker, f"took over {self.hang_seconds:g} s"))
-        return worker.done.pop(slot)
+        outcome = worker.done.pop(slot)
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
 
     def _is_full(self, slot: int, number: int, wait: float = 0.0) -> bool:
         """Whether a worker has filled a slot; gives it `wait` seconds to say so."""
@@ -278,11 +282,11 @@ class Ring:
         worker = self._workers[number]
         while slot not in worker.done and worker.pipe.poll(wait):
             try:
-                filled, damaged = worker.pipe.recv()
+                filled, outcome = worker.pipe.recv()
             except (EOFError, OSError):
                 raise WorkerError(self._describe(worker, "died")) from None
             assert worker.jobs.popleft().slot == filled
-            worker.done[filled] = damaged
+            worker.done[filled] = outcome
             worker.since = time.monotonic()
         return slot in worker.done
 
@@ -330,9 +334,17 @@ def _work(
     while True:
         try:
             job = pipe.recv()
-            pipe.send((job.slot, fill(reader, slots[job.slot], job.rows, job.places)))
+            pipe.send((job.slot, _outcome(reader, slots[job.slot], job)))
         except (EOFError, OSError):
             os._exit(0)  # the main process is gone or done; no exit handlers of the forked copy of it
+
+
+def _outcome(reader: SampleReader, slot: Slot, job: _Job) -> list[Damage] | OSError:
+    """What comes of a job: the system's refusal is for the main process to tell."""
+    try:
+        return fill(reader, slot, job.rows, job.places)
+    except OSError as error:
+        return error
 
 
 def _let_go_of_files(keep: int) -> None:

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from shards_spec.errors import UserError
+from shards_spec.errors import UserError, is_refusal
 from shards_spec.sample import FBANK_FRAMES, FBANK_MELS, FBANK_SHIFT_MS, FBANK_WINDOW_MS, FRAME_SIZE, SAMPLE_RATE
 from training.evaluation.heads.left_out import LeftOut
 
@@ -127,15 +127,23 @@ def fingerprint(videos: list[Video]) -> str:
 
 
 def decode(video: Video) -> Decoded | str:
-    """What a video holds, or which of UNREADABLE it is."""
+    """What a video holds, or which of UNREADABLE it is.
+
+    Raises:
+        OSError: the system does not give a file.
+    """
     try:
         frames = np.stack([_picture(path, "RGB") for path in video.pictures("visual_frames")])
         masks = np.stack([_picture(path, "L") for path in video.pictures("gt_masks")])
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow's for damaged files
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's for damaged files
+        if is_refusal(error):
+            raise
         return UNREADABLE[0]
     try:
         fbank = kaldi_fbank(read_wav(video.wav))
-    except (OSError, EOFError, ValueError, wave.Error):
+    except (OSError, EOFError, ValueError, wave.Error) as error:
+        if is_refusal(error):
+            raise
         return UNREADABLE[1]
     return Decoded(fbank=fbank, frames=torch.from_numpy(frames), masks=torch.from_numpy(masks >= 128))
 
