@@ -5,7 +5,6 @@ wait for it. Should its machine die, another takes over. Whoever has waited read
 """
 
 import functools
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from pipeline.shard_queue import failed_rows
 from shards_spec import storage
 from shards_spec.dataset import DATASET_FILE
 from shards_spec.errors import UserError
+from shards_spec.messages import tell, warn
 
 _LEASE_FILE = ".make-shards.planning"
 _LOOK_AGAIN = 0.5  # seconds, while another one plans
@@ -89,13 +89,13 @@ def _asked(config: MakeShardsConfig) -> _Asked:
             key_of=config.key,
         )
         for warning in table.warnings:
-            _warn(warning)
+            warn(warning)
     classes = _classes(config, table)
     boxes = None
     if config.boxes is not None:
         boxes = read_boxes(config.boxes)
         for warning in boxes.warnings():
-            _warn(f"{config.boxes}: {warning}")
+            warn(f"{config.boxes}: {warning}")
     recipe = make_recipe(
         by_file=table is None,
         shard_size=config.shard_size,
@@ -130,7 +130,7 @@ def _asked(config: MakeShardsConfig) -> _Asked:
 
 
 def _media(config: MakeShardsConfig) -> Iterator[tuple[str, RawFile]]:
-    return media_files(config.raw, pairs=config.pairs, warn=_warn)
+    return media_files(config.raw, pairs=config.pairs, warn=warn)
 
 
 def _locator(config: MakeShardsConfig) -> Locate:
@@ -179,7 +179,7 @@ def _made(config: MakeShardsConfig, asked: _Asked) -> Plan:
     if classes.unknown:
         named = ", ".join(repr(label) for label, _ in classes.unknown.most_common(3))
         count = len(classes.unknown)
-        _warn(f"labels that are not in {config.class_labels} get no index: {count:,}, as {named}")
+        warn(f"labels that are not in {config.class_labels} get no index: {count:,}, as {named}")
     if boxes is not None:
         boxed = len(table) - table["boxes"].null_count
         _say(f"{boxed:,} of {len(table):,} planned clips have boxes ({config.boxes}: {len(boxes.clips):,} clips)")
@@ -202,9 +202,9 @@ def _look_for_files(config: MakeShardsConfig, plan: Plan, request: list[Segment]
     return renewed
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
     _say(f"warning: {message}")
 
 
 def _say(message: str) -> None:
-    print(f"make-shards: {message}", file=sys.stderr, flush=True)
+    tell(message)

@@ -11,7 +11,6 @@ whole, 1 damaged, 2 a mistake in the command, 3 whole as far as it goes, but not
 """
 
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ import tyro
 from tqdm import tqdm
 
 from shards_spec.command_line import one_line_errors, parse
+from shards_spec.cores import usable_cores
 from shards_spec.errors import UserError
 from shards_spec.storage import place
 from shards_spec.tables import shard_stem
@@ -31,7 +31,6 @@ from tools.verify.folder import Folder, check_dataset, read_folder
 from tools.verify.shard import Checked, ShardTask, check_shard
 from tools.verify.tar import Count
 
-_PROGRAM = "python -m tools.verify_shards"
 _SECONDS_BETWEEN_LOOKS = 0.2
 _NAMED = 8  # files and shards named in one line
 
@@ -54,15 +53,20 @@ class VerifyConfig:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    with one_line_errors(_PROGRAM):
-        config: VerifyConfig = parse(VerifyConfig, arguments, prog=_PROGRAM)
+    with one_line_errors("python -m tools.verify_shards"):
+        config: VerifyConfig = parse(VerifyConfig, arguments)
         try:
             folder = read_folder(place(config.dataset))
         except OSError as error:
             raise UserError(f"{error.filename or config.dataset} cannot be read: {error.strerror or error}") from error
+        return _verify(folder, config)
+
+
+def _verify(folder: Folder, config: VerifyConfig) -> int:
+    """Checks every shard, prints what came of it, and returns the exit status."""
     begin = time.monotonic()
     tasks = folder.tasks()
-    workers = min(config.workers or len(os.sched_getaffinity(0)), len(tasks))
+    workers = min(config.workers or usable_cores(), len(tasks))
     total = sum(folder.sizes.get(task.tar.name, 0) for task in tasks)
     with tqdm(total=total, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
         checked = list(_in_turn(tasks, bar.update) if workers <= 1 else _at_once(tasks, workers, bar))

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from torch import nn
 
 from shards_spec.atomic import TEMPORARY_SUFFIX, sync_folder
 from shards_spec.errors import UserError
+from shards_spec.messages import warn
 from training.stream.order import ORDER_VERSION, Place
 
 WEIGHTS_FILE = "model.safetensors"
@@ -85,7 +85,7 @@ def newest_checkpoint(run: Path, needed: tuple[str, ...]) -> Path | None:
         if not (lacking := _lacking(path, needed)):
             if not dist.is_initialized() or dist.get_rank() == 0:  # once for all processes
                 for line in damaged:
-                    print(f"warning: {line}: passed over", file=sys.stderr, flush=True)
+                    warn(f"{line}: passed over")
             return path
         damaged.append(f"{path} lacks {', '.join(lacking)}")
     if damaged:

@@ -10,11 +10,11 @@ import fcntl
 import json
 import os
 import socket
-import sys
 from pathlib import Path
 from typing import IO, Any
 
 from shards_spec.errors import UserError
+from shards_spec.messages import warn
 
 METRICS_FILE = "metrics.jsonl"
 _LOCK_FILE = ".train.lock"
@@ -39,7 +39,7 @@ def lock_run(run: Path) -> IO[str]:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
-            print(f"train.py: warning: {run} cannot be locked ({error}): start no second run in it", file=sys.stderr)
+            warn(f"{run} cannot be locked ({error}): start no second run in it")
             return file
         file.seek(0)
         holder = file.read().strip() or "another run"
@@ -76,7 +76,7 @@ class StepLog:
         except OSError as error:
             self._file.truncate(self._size)
             step = line["step"]
-            print(f"train.py: warning: {self._path}: no line for step {step}: {error}", file=sys.stderr, flush=True)
+            warn(f"{self._path}: no line for step {step}: {error}")
 
     def close(self) -> None:
         """Makes the lines durable."""

@@ -6,7 +6,6 @@ A piece is one safetensors file that appears whole or not at all; a killed extra
 runs may fill the same folder at once: both write the same values, and the last writer of a piece wins.
 """
 
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -142,7 +141,7 @@ def _read(folder: Path, piece: int, *, warn: bool) -> tuple[Numbers, Rows] | Non
         why = "its bytes are not those that were written"
     if recorded is None or recorded != _crc32(tensors) or _NUMBERS not in tensors:
         if warn:
-            print(f"evaluate.py: warning: {path} is damaged ({why}): computed again", file=sys.stderr, flush=True)
+            warn(f"{path} is damaged ({why}): computed again")
         return None
     return tensors.pop(_NUMBERS).numpy(), tensors
 
