@@ -174,7 +174,7 @@ def _made(config: MakeShardsConfig, asked: _Asked) -> Plan:
     classes, boxes = asked.classes, asked.boxes
     if classes is None:
         classes = classes_of_labels(asked.labels, [] if old is None else old.classes)
-        _say(f"{len(classes.classes):,} classes: the labels of {config.segments}, in alphabetical order")
+        tell(f"{len(classes.classes):,} classes: the labels of {config.segments}, in alphabetical order")
     table = plan_request(old, new, asked.locate, shard_size=config.shard_size, classes=classes, boxes=boxes)
     if classes.unknown:
         named = ", ".join(repr(label) for label, _ in classes.unknown.most_common(3))
@@ -182,7 +182,7 @@ def _made(config: MakeShardsConfig, asked: _Asked) -> Plan:
         warn(f"labels that are not in {config.class_labels} get no index: {count:,}, as {named}")
     if boxes is not None:
         boxed = len(table) - table["boxes"].null_count
-        _say(f"{boxed:,} of {len(table):,} planned clips have boxes ({config.boxes}: {len(boxes.clips):,} clips)")
+        tell(f"{boxed:,} of {len(table):,} planned clips have boxes ({config.boxes}: {len(boxes.clips):,} clips)")
     versions = library_versions() if old is None else old.versions
     plan = Plan(table=table, recipe=asked.recipe, classes=classes.classes, versions=versions)
     storage.remove(config.out / DATASET_FILE)
@@ -200,11 +200,3 @@ def _look_for_files(config: MakeShardsConfig, plan: Plan, request: list[Segment]
         storage.remove(config.out / DATASET_FILE)
         renewed.write(config.out)
     return renewed
-
-
-def warn(message: str) -> None:
-    _say(f"warning: {message}")
-
-
-def _say(message: str) -> None:
-    tell(message)

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import tyro
+from training.out_of_memory import out_of_memory_told
 
 from pipeline.encode_sample import SampleOptions
 from shards_spec.atomic import atomic_path
@@ -31,7 +32,6 @@ from tools.embedding.picture import localization_picture
 from training.evaluation.features import LoadedModel, load_model
 from training.evaluation.localization import heatmaps
 from training.methods.shared.encoder import Features
-from training.out_of_memory import out_of_memory_told
 
 # N files with a sample, D features.
 Floats = npt.NDArray[np.float32]
