@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shards_spec.atomic import atomic_path
+from shards_spec.messages import warn
 from training.evaluation.progress import progress
 from training.stream.order import Numbers
 from training.stream.shares import Share
@@ -55,7 +56,7 @@ def cached_rows(
     found: dict[int, tuple[Numbers, Rows]] = {}
     if is_main and folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        found = {p: kept for p in _pieces(numbers) if (kept := _read(folder, p, warn=True)) is not None}
+        found = {p: kept for p in _pieces(numbers) if (kept := _read(folder, p, aloud=True)) is not None}
     kept_numbers = np.concatenate([np.empty(0, np.int64), *(piece for piece, _ in found.values())])
     missing: Numbers = np.setdiff1d(numbers, kept_numbers)  # sorted
     if world > 1:  # the first rank's disk counts: others may be elsewhere
@@ -116,7 +117,7 @@ def _path(folder: Path, piece: int) -> Path:
 def _write(folder: Path, piece: int, numbers: Numbers, rows: Rows) -> None:
     """Writes a piece, with what another run has put there meanwhile."""
     folder.mkdir(parents=True, exist_ok=True)
-    other = _read(folder, piece, warn=False)
+    other = _read(folder, piece, aloud=False)
     if other is not None and set(other[1]) == set(rows):
         everything = np.union1d(numbers, other[0])
         numbers, rows = everything, _in_order(everything, [(numbers, rows), other])
@@ -126,7 +127,7 @@ def _write(folder: Path, piece: int, numbers: Numbers, rows: Rows) -> None:
         save_file(tensors, temporary, metadata={_CRC32: _crc32(tensors)})
 
 
-def _read(folder: Path, piece: int, *, warn: bool) -> tuple[Numbers, Rows] | None:
+def _read(folder: Path, piece: int, *, aloud: bool) -> tuple[Numbers, Rows] | None:
     """The samples of a piece and their rows; None where there is none, or a damaged one."""
     path = _path(folder, piece)
     if not path.exists():
@@ -140,7 +141,7 @@ def _read(folder: Path, piece: int, *, warn: bool) -> tuple[Numbers, Rows] | Non
     else:
         why = "its bytes are not those that were written"
     if recorded is None or recorded != _crc32(tensors) or _NUMBERS not in tensors:
-        if warn:
+        if aloud:
             warn(f"{path} is damaged ({why}): computed again")
         return None
     return tensors.pop(_NUMBERS).numpy(), tensors
