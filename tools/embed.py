@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import tyro
-from training.out_of_memory import out_of_memory_told
 
 from pipeline.encode_sample import SampleOptions
 from shards_spec.atomic import atomic_path
@@ -32,6 +31,7 @@ from tools.embedding.picture import localization_picture
 from training.evaluation.features import LoadedModel, load_model
 from training.evaluation.localization import heatmaps
 from training.methods.shared.encoder import Features
+from training.out_of_memory import out_of_memory_told
 
 # N files with a sample, D features.
 Floats = npt.NDArray[np.float32]
@@ -213,7 +213,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _publish(result: Embedded, config: EmbedConfig) -> None:
     for failure in result.failures:
-        tell(failure)
+        tell(str(failure))
     failed, asked = len(result.failures), len(config.files)
     if failed == asked:
         tell(f"error: none of the {asked:,} files gave a sample, nothing is written")
