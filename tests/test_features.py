@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from training.launcher import Launch
 
 from shards_spec.errors import UserError
 from shards_spec.messages import speaking_as
@@ -23,6 +22,7 @@ from training.evaluation import row_cache
 from training.evaluation.features import LoadedModel, dense_features, embed_dataset, load_model
 from training.evaluation.metadata import label_ids, read_metadata
 from training.evaluation.results import Result, result_path, run_folder
+from training.launcher import Launch
 from training.methods.crossmae.config import config_from_dict
 from training.methods.crossmae.model import CrossMAE
 from training.stream.index import open_index
