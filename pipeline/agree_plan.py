@@ -5,7 +5,6 @@ wait for it. Should its machine die, another takes over. Whoever has waited read
 """
 
 import functools
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -38,6 +37,7 @@ from pipeline.shard_queue import failed_rows
 from shards_spec import storage
 from shards_spec.dataset import DATASET_FILE
 from shards_spec.errors import UserError
+from shards_spec.messages import tell, warn
 
 _LEASE_FILE = ".make-shards.planning"
 _LOOK_AGAIN = 0.5  # seconds, while another one plans
@@ -90,13 +90,13 @@ def _asked(config: MakeShardsConfig) -> _Asked:
             key_of=config.key,
         )
         for warning in table.warnings:
-            _warn(warning)
+            warn(warning)
     classes = _classes(config, table)
     boxes = None
     if config.boxes is not None:
         boxes = read_boxes(config.boxes)
         for warning in boxes.warnings():
-            _warn(f"{config.boxes}: {warning}")
+            warn(f"{config.boxes}: {warning}")
     recipe = make_recipe(
         by_file=table is None,
         shard_size=config.shard_size,
@@ -133,7 +133,7 @@ def _asked(config: MakeShardsConfig) -> _Asked:
 
 
 def _media(config: MakeShardsConfig) -> Iterator[tuple[str, RawFile]]:
-    return media_files(config.raw, pairs=config.pairs, warn=_warn)
+    return media_files(config.raw, pairs=config.pairs, warn=warn)
 
 
 def _locator(config: MakeShardsConfig) -> Locate:
@@ -183,21 +183,21 @@ def _made(config: MakeShardsConfig, asked: _Asked) -> Plan:
         return old
     if classes is None:
         classes = classes_of_labels(asked.labels, old.classes if old is not None and says_the_same else [])
-        _say(f"{len(classes.classes):,} classes: the labels of {config.segments}, in alphabetical order")
+        tell(f"{len(classes.classes):,} classes: the labels of {config.segments}, in alphabetical order")
     if old is not None and not says_the_same:
         table, changed = reannotated(old.table, kept, classes, boxes)
         old = replace(old, table=table)
         if changed:
             told = f"labels, class indices or boxes of {changed:,} of {len(table):,} planned clips are new"
-            _say(f"{told}: their JSON is written again, nothing is decoded")
+            tell(f"{told}: their JSON is written again, nothing is decoded")
     table = plan_request(old, new, asked.locate, shard_size=config.shard_size, classes=classes, boxes=boxes)
     if classes.unknown:
         named = ", ".join(repr(label) for label, _ in classes.unknown.most_common(3))
         count = len(classes.unknown)
-        _warn(f"labels that are not in {config.class_labels} get no index: {count:,}, as {named}")
+        warn(f"labels that are not in {config.class_labels} get no index: {count:,}, as {named}")
     if boxes is not None:
         boxed = len(table) - table["boxes"].null_count
-        _say(f"{boxed:,} of {len(table):,} planned clips have boxes ({config.boxes}: {len(boxes.clips):,} clips)")
+        tell(f"{boxed:,} of {len(table):,} planned clips have boxes ({config.boxes}: {len(boxes.clips):,} clips)")
     versions = library_versions() if old is None else old.versions
     plan = Plan(table=table, recipe=asked.recipe, classes=classes.classes, versions=versions)
     storage.remove(config.out / DATASET_FILE)
@@ -215,11 +215,3 @@ def _look_for_files(config: MakeShardsConfig, plan: Plan, request: list[Segment]
         storage.remove(config.out / DATASET_FILE)
         renewed.write(config.out)
     return renewed
-
-
-def _warn(message: str) -> None:
-    _say(f"warning: {message}")
-
-
-def _say(message: str) -> None:
-    print(f"make-shards: {message}", file=sys.stderr, flush=True)

@@ -11,9 +11,11 @@ Children end with their parent, however it ends: the pipe closes, and the kernel
 import contextlib
 import ctypes
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -78,6 +80,8 @@ _DECODER_PACKAGES = {"av", "decord"}
 _PRELOAD = ["pipeline.make_shards", "pipeline.fbank", "pipeline.frame", "pipeline.decode"]
 _MAIN_PACKAGES = ("ray",)  # what other main modules import, where make-shards' own is not the main one
 _ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
+# A socket's name has at most 107 bytes on Linux, and multiprocessing adds /pymp-xxxxxxxx/listener-xxxxxxxx.
+_LONGEST_FOLDER = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 _PR_SET_PDEATHSIG = 1
 
 _context = multiprocessing.get_context("forkserver")
@@ -85,8 +89,11 @@ _lock = threading.Lock()  # multiprocessing's bookkeeping of children is not mad
 
 
 def start_fork_server() -> None:
-    """Starts, in the background, the process that children are forked from, with all imports done. Once is enough."""
-    with _lock:
+    """Starts, in the background, the process that children are forked from, with all imports done. Once is enough.
+
+    It and its children do not notice SIGHUP, which reaches all processes of a terminal: the parent decides.
+    """
+    with _lock, _short_socket_name(), _blocked(signal.SIGHUP):
         before = {name: os.environ.get(name) for name in _ONE_THREAD}
         os.environ.update(_ONE_THREAD)
         try:
@@ -98,6 +105,29 @@ def start_fork_server() -> None:
                     del os.environ[name]
                 else:
                     os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _short_socket_name() -> Iterator[None]:
+    """Lets multiprocessing choose its folder, for good, in /tmp where TMPDIR is too long for a socket in it."""
+    before = tempfile.tempdir
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER:
+        tempfile.tempdir = "/tmp"
+    try:
+        multiprocessing.util.get_temp_dir()
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+@contextlib.contextmanager
+def _blocked(number: signal.Signals) -> Iterator[None]:
+    """Processes that are started within the block have a signal blocked, and so have their children."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class DecoderProcess:

@@ -24,7 +24,7 @@ _TRIES = 5  # times that a shard may be lost with its worker or node
 _IN_FLIGHT = 2  # tasks for each CPU: one at work, one about to start
 _POLL = 1.0  # seconds
 _REACH_SECONDS = 10.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class ShardLostError(OSError):
@@ -139,7 +139,7 @@ def _later() -> Iterator[Callable[[], None]]:
 
     def note(number: int, _: object) -> None:
         arrived.append(number)
-        for each in _SIGNALS:
+        for each in heard:
             signal.signal(each, signal.SIG_DFL)
 
     def raise_them() -> None:
@@ -148,7 +148,8 @@ def _later() -> Iterator[Callable[[], None]]:
             if callable(handler):
                 handler(number, None)
 
-    handlers = {number: signal.signal(number, note) for number in _SIGNALS}
+    heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as SIGHUP under nohup
+    handlers = {number: signal.signal(number, note) for number in heard}
     try:
         yield raise_them
     finally:

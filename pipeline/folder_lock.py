@@ -10,7 +10,6 @@ import contextlib
 import errno
 import fcntl
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -19,6 +18,7 @@ from pipeline.array_task import Share
 from pipeline.lease import lease, living
 from shards_spec import storage
 from shards_spec.errors import UserError
+from shards_spec.messages import warn
 from shards_spec.storage import Place, Remote
 
 _LOCK_FILE = ".make-shards.lock"
@@ -65,7 +65,7 @@ def _flock(file: IO[str], mode: int) -> bool:
         if error.errno not in _NO_LOCKS:
             raise
         told = f"{file.name} cannot be locked ({error.strerror}): see that no other make-shards writes there"
-        print(f"make-shards: warning: {told}", file=sys.stderr, flush=True)
+        warn(told)
     return True
 
 

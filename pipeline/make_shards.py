@@ -30,14 +30,16 @@ from pipeline.progress import Progress, duration
 from pipeline.shard_queue import ShardQueue, finished_and_outdated
 from shards_spec import storage
 from shards_spec.command_line import one_line_errors, parse
+from shards_spec.cores import usable_cores
 from shards_spec.dataset import DATASET_FILE
 from shards_spec.errors import UserError
+from shards_spec.messages import tell, warn
 
 _GO_ON = "run the same command again to go on"
 
 
 class _EndedBySignal(BaseException):
-    """SIGINT or SIGTERM arrived."""
+    """SIGINT, SIGTERM or SIGHUP arrived."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -47,17 +49,17 @@ class _EndedBySignal(BaseException):
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     with one_line_errors("make-shards"):
-        config = parse(MakeShardsConfig, arguments, prog="make-shards").in_array(os.environ)
+        config = parse(MakeShardsConfig, arguments).in_array(os.environ)
         try:
             config.check()
             with _signals():
                 return run(config)
         except _EndedBySignal as ended:
-            _say(f"stopped by {signal.Signals(ended.number).name}; finished shards are kept, {_GO_ON}")
+            tell(f"stopped by {signal.Signals(ended.number).name}; finished shards are kept, {_GO_ON}")
             return 128 + ended.number
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            _say(f"error: {where}{error.strerror or error}; finished shards are kept, mend this and {_GO_ON}")
+            tell(f"error: {where}{error.strerror or error}; finished shards are kept, mend this and {_GO_ON}")
             return 1
 
 
@@ -96,26 +98,26 @@ def run(config: MakeShardsConfig, *, make: Make | None = None) -> int:
             return _finish(config, plan)
     mine = sum(share.has(number) for number in range(plan.shards))
     finalize = shlex.join(["make-shards", "--out", str(config.out), "--finalize", "--task-count", str(share.count)])
-    _say(f"{share}: its {mine:,} of {plan.shards:,} shards are there; when all tasks are done: {finalize}")
+    tell(f"{share}: its {mine:,} of {plan.shards:,} shards are there; when all tasks are done: {finalize}")
     return 0
 
 
 def _build(config: MakeShardsConfig, plan: Plan, queue: ShardQueue) -> None:
     """Builds and tries again what the queue says, on the executor that the command names."""
     if plan.versions != library_versions():
-        _say(f"warning: {config.out} was begun with other library versions: bytes may differ")
+        warn(f"{config.out} was begun with other library versions: bytes may differ")
     queue.remove_left_over(common=config.share.is_whole)
     storage.remove(config.out / DATASET_FILE)
     of = f" ({config.share})" if not config.share.is_whole else ""
     anew = f"; to write again without decoding: {len(queue.outdated):,}" if queue.outdated else ""
-    _say(f"shards to build: {len(queue.unfinished):,} of {plan.shards:,}{of}{anew}")
+    tell(f"shards to build: {len(queue.unfinished):,} of {plan.shards:,}{of}{anew}")
     with Progress(queue.clips()) as progress:
         if config.executor == "ray":
             run_ray(queue.job, queue.numbers, progress, address=config.ray_address, in_flight=config.workers)
         else:
-            run_local(queue.job, queue.numbers, progress, workers=config.workers or _cores())
+            run_local(queue.job, queue.numbers, progress, workers=config.workers or usable_cores())
     queue.remove_left_over(common=False)  # of workers that were lost
-    _say(f"{progress.done:,} clips in {duration(progress.seconds)}, {progress.rate:.1f} a second")
+    tell(f"{progress.done:,} clips in {duration(progress.seconds)}, {progress.rate:.1f} a second")
 
 
 def _finalize(config: MakeShardsConfig) -> int:
@@ -133,7 +135,7 @@ def _finalize(config: MakeShardsConfig) -> int:
     if config.task_count is not None:
         again = f"run tasks {ranges(tasks_of(missing, config.task_count))} of {config.task_count} again"
     state = "missing or out of date" if outdated else "missing"
-    _say(f"error: {len(missing):,} of {plan.shards:,} shards are {state}, numbers {ranges(missing)}: {again}")
+    tell(f"error: {len(missing):,} of {plan.shards:,} shards are {state}, numbers {ranges(missing)}: {again}")
     return 1
 
 
@@ -143,23 +145,15 @@ def _finish(config: MakeShardsConfig, plan: Plan) -> int:
     for line in summary(config.out, account):
         print(line)
     if not account.samples:
-        _say(f"error: no clip gave a sample, {config.out} is no dataset: see the reasons above")
+        tell(f"error: no clip gave a sample, {config.out} is no dataset: see the reasons above")
         return 1
     if too_many := account.too_many_failed(config.max_failed):
-        _say(f"error: {too_many}")
+        tell(f"error: {too_many}")
         return 1
     if not is_written(config.out, account):
         write_account(config.out, plan, account)
     print(f"  complete: fbank mean {account.mean:.4f}, std {account.std:.4f}, fingerprint {account.fingerprint[:16]}")
     return 0
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _say(message: str) -> None:
-    print(f"make-shards: {message}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -176,14 +170,20 @@ def _without_garbage_collection() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """SIGINT and SIGTERM raise _EndedBySignal in the main thread; a second one ends the program at once."""
+    """SIGINT, SIGTERM and SIGHUP raise _EndedBySignal in the main thread; a second one ends the program at once.
+
+    SIGHUP comes where the terminal is closed or the connection breaks, unless it is ignored, as under nohup.
+    """
 
     def end(number: int, _: object) -> None:
         for signal_number in before:
             signal.signal(signal_number, signal.SIG_DFL)
         raise _EndedBySignal(number)
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, end) for number in numbers}
     try:
         yield
     finally:

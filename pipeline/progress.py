@@ -7,6 +7,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from shards_spec.messages import tell
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -59,7 +61,7 @@ class Progress:
         left = (self._total - self.done) / self.rate if self.done else float("inf")
         eta = f", {duration(left)} left" if 0 < left < float("inf") else ""
         done = f"{self.done:,} of {self._total:,} clips, {self.rate:.1f} a second, {self.failed:,} failed{eta}"
-        print(f"make-shards: {done}", file=sys.stderr, flush=True)
+        tell(done)
 
 
 def duration(seconds: float) -> str:

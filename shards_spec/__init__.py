@@ -8,3 +8,5 @@ atomic.py   files that appear whole or not at all
 storage.py  local folders and URLs, read and written alike
 errors.py   what a user can mend, and what is damaged
 """
+
+__version__ = "0.1.0"  # of the whole project; pyproject.toml reads it here

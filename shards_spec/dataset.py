@@ -16,7 +16,7 @@ from shards_spec.tables import plan_path
 
 DATASET_FILE = "dataset.json"
 
-Facts = TypeVar("Facts", "ShardInfo", "Dataset")
+Facts = TypeVar("Facts", "ShardInfo", "Dataset", Quiet)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -375,7 +375,8 @@ def test_a_signal_stops_the_runs_and_the_same_command_goes_on(world, tmp_path, m
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.splitlines()[-1] == "run_ablation: stopped; the same command goes on" and "Traceback" not in said
+    assert said.splitlines()[-1] == "python -m tools.run_ablation: stopped; the same command goes on"
+    assert "Traceback" not in said
     assert 1 <= read_state(checkpoints(run)[-1]).step < 80  # it saved
 
     for name, value in environment().items():

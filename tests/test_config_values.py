@@ -9,8 +9,10 @@ import torch
 
 from tests.datasets import make_dataset
 from tests.runs import SMALL, mistake
+from training.checkpoint import TO_RESUME, checkpoint_folder
 from training.config import OptimizerConfig, parse_arguments
-from training.methods.crossmae.config import config_from_dict
+from training.finetune.config import parse_finetune
+from training.methods.crossmae.config import PRESETS, config_from_dict
 from training.methods.shared.contrast import MIN_TEMPERATURE, Contrast, ContrastConfig
 from training.train import Pretraining, main, make_loop
 
@@ -181,3 +183,43 @@ def test_a_dataset_without_any_deviation_is_refused(tmp_path, capsys):
     (dataset / "dataset.json").write_text(json.dumps(told))
     said = mistake(capsys, *SMALL, f"--data={dataset}", f"--out={tmp_path / 'run'}", "--steps=1", "--batch-size=2")
     assert "a standard deviation of 0.0" in said and "--fbank-std" in said
+
+
+# -------------------------------------------------------------------- a forgotten --preset
+
+
+def saved(run, step, config):
+    """What tells of a checkpoint, and its config.json."""
+    folder = checkpoint_folder(run, step)
+    folder.mkdir(parents=True)
+    for name in TO_RESUME:
+        (folder / name).write_text(json.dumps(config.to_dict()) if name == "config.json" else "{}")
+    return folder
+
+
+def test_a_run_that_goes_on_is_of_its_own_model(tmp_path):
+    told = ["--data=d", f"--out={tmp_path}"]
+    began = parse_arguments([*told, *SMALL, "--variant=cl-av"])
+    first, second = saved(tmp_path, 1, began), saved(tmp_path, 2, parse_arguments([*told, "--preset=world-tiny"]))
+    config = parse_arguments([*told, f"--resume={first}"])
+    assert (config.preset, config.variant, config.model) == ("crossmae-tiny", "cl-av", began.model)
+    assert parse_arguments(told).preset == "world-tiny"  # the newest
+    assert parse_arguments([*told, "--model.encoder.depth=7"]).model.encoder.depth == 7
+    for words in (["--preset=crossmae-small"], ["--resume=never"], [f"--resume={tmp_path / 'none'}"]):
+        fresh = parse_arguments([*told, *words])
+        assert fresh.model == PRESETS[fresh.preset]() and fresh.preset in ("crossmae-small", "crossmae-base")
+    (second / "config.json").write_text(json.dumps({"model": {"a": 1}}))
+    assert parse_arguments(told).preset == "crossmae-base"  # and resuming says what it is
+
+
+@pytest.mark.parametrize("command", [[], ["finetune"]], ids=["pretrain", "finetune"])
+@pytest.mark.parametrize("option", ["--preset", "--out", "--resume"])
+def test_an_option_without_its_value_is_named(command, option, capsys):
+    assert option in mistake(capsys, *command, "--data=d", option)
+
+
+def test_a_fine_tuning_run_that_goes_on_has_its_own_encoders(tmp_path):
+    told = ["--data=d", f"--out={tmp_path}"]
+    saved(tmp_path, 1, parse_finetune([*told, "--preset=crossmae-tiny", "--fbank-mean=0", "--fbank-std=1"]))
+    assert parse_finetune(told).encoder == PRESETS["crossmae-tiny"]().encoder
+    assert parse_finetune([*told, "--preset=crossmae-small"]).encoder == PRESETS["crossmae-small"]().encoder

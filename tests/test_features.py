@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from shards_spec.errors import UserError
+from shards_spec.messages import speaking_as
 from tests.checkpoints import make_checkpoint
 from tests.datasets import make_dataset
 from tests.refusals import longest_file
@@ -21,6 +22,7 @@ from training.evaluation import row_cache
 from training.evaluation.features import LoadedModel, dense_features, embed_dataset, load_model
 from training.evaluation.metadata import label_ids, read_metadata
 from training.evaluation.results import result_path, run_folder
+from training.launcher import Launch
 from training.methods.crossmae.config import config_from_dict
 from training.methods.crossmae.model import CrossMAE
 from training.stream.index import open_index
@@ -252,7 +254,8 @@ def test_where_results_go(run, index, tmp_path):
 
 
 def test_progress_is_readable_in_a_file(index, loaded, capsys):
-    embed(index, loaded)
+    with speaking_as("evaluate.py"):
+        embed(index, loaded)
     said = capsys.readouterr().err.splitlines()
     assert said[-1].startswith("evaluate.py: encode: 12 of 12 samples, ") and "\r" not in said[-1]
 
@@ -285,11 +288,13 @@ def test_mistakes_are_answered_in_one_line(run, index, tmp_path, capsys):
 
 @pytest.mark.parametrize("task", ["retrieval", "classification", "segmentation"])
 def test_a_launcher_that_starts_too_few_processes_is_found_out_first(task, monkeypatch, capsys):
-    monkeypatch.setattr("training.processes._processes_asked_for", lambda: 2)
+    launch = Launch(processes=2, processes_asked_by="--num_processes 2")
+    monkeypatch.setattr("training.processes.find_launch", lambda: launch)
     with pytest.raises(SystemExit) as ended:
         main([task, "--data=nowhere", "--checkpoint=nowhere"])
     printed = capsys.readouterr().err
-    assert ended.value.code == 2 and "asked for 2 processes and started 1" in printed and printed.count("\n") == 1
+    assert ended.value.code == 2 and printed.count("\n") == 1
+    assert "asked for 2 processes and started 1 (--num_processes 2)" in printed
 
 
 def test_numbers_are_told_where_they_cannot_be_written(run, index, tmp_path, capsys):

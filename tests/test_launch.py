@@ -140,7 +140,7 @@ def test_a_signalled_job_saves_comes_back_and_goes_on(tmp_path, slurm):
     """With Accelerate and train.py: two nodes, a process each."""
     run, dataset = tmp_path / "run", make_dataset(tmp_path / "data", (7, 6))
     arguments = [str(run), *SMALL, f"--data={dataset}", "--steps=60", "--batch-size=4", "--save-every=100"]
-    arguments += ["--log-every=1", "--mixed-precision=no", "--workers=1"]
+    arguments += ["--log-every=1", "--mixed-precision=no", "--workers=1", "--device=cpu"]
     job = start(slurm, ROOT, *arguments)
     wait_until(lambda: read_step_log(run / "metrics.jsonl"), job)
     job.send_signal(signal.SIGUSR1)

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from shards_spec.messages import speaking_as
 from tests.datasets import make_dataset
 from tests.runs import SMALL, mistake
 from tools.where import describe
@@ -26,7 +27,8 @@ def dataset(tmp_path_factory):
 
 def loop_of(dataset, out, *told):
     config = parse_arguments([*SMALL, f"--data={dataset}", f"--out={out}", "--workers=0", *told])
-    return make_loop(config, start_processes(config))
+    with speaking_as("train.py"):
+        return make_loop(config, start_processes(config))
 
 
 def advance(loop, steps):

@@ -1,7 +1,10 @@
 """The contract itself: bytes, places, and files that appear whole or not at all."""
 
+import errno
 import hashlib
 import io
+import os
+import stat
 import sys
 import tarfile
 import zlib
@@ -13,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shards_spec.atomic import atomic_path
+from shards_spec.atomic import atomic_path, sync_folder
 from shards_spec.command_line import parse
 from shards_spec.dataset import Dataset, ShardInfo, fingerprint, read_dataset, write_dataset
 from shards_spec.errors import UserError
@@ -186,3 +189,22 @@ def test_a_mistake_is_one_line_in_which_no_word_is_broken(monkeypatch, encoding,
     with pytest.raises(UserError) as found:
         parse(Nothing, ["--no", path, "b", path], prog="program")
     assert str(found.value) == f"Unrecognized options: --no, {path}, b, {path} (see program --help)"
+
+
+def test_a_folder_that_cannot_be_synced_is_passed_over(tmp_path, monkeypatch):
+    """SMB, vboxsf, many FUSE file systems; a disk that fails is none of them."""
+    real = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for number in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+        with atomic_path(tmp_path / "file") as temporary:
+            temporary.write_text(str(number))
+        assert (tmp_path / "file").read_text() == str(number)
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        sync_folder(tmp_path)

@@ -1,6 +1,7 @@
 """train.py as users run it: killed, resumed, on several processes, and with mistakes in its arguments."""
 
 import json
+import mmap
 import os
 import shutil
 import signal
@@ -29,6 +30,7 @@ from training.checkpoint import checkpoints
 from training.config import parse_arguments
 from training.evaluate import main as evaluate
 from training.loop import Window
+from training.out_of_memory import out_of_memory_told
 from training.processes import StopRequest, signals_given_back, start_processes
 from training.run_folder import read_step_log
 from training.train import Pretraining, main, make_loop
@@ -315,6 +317,30 @@ def test_too_little_memory_is_told_in_two_lines(dataset, tmp_path, monkeypatch, 
     first, second = capsys.readouterr().err.splitlines()
     assert first == "train.py: stopped: CUDA out of memory. Tried to allocate 20.00 MiB."
     assert second.startswith("train.py: a smaller --device-batch-size needs less memory")
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (
+            lambda: torch.empty(1 << 45),
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 140737488355328",
+        ),
+        (lambda: mmap.mmap(-1, 1 << 50), "[Errno 12] Cannot allocate memory"),
+        (lambda: bytearray(1 << 60), "out of memory"),
+    ],
+)
+def test_the_memory_of_the_machine_gets_the_same_lines(ask, said, capsys):
+    with pytest.raises(SystemExit) as ended, out_of_memory_told("less needs less"):
+        ask()
+    first, second = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1 and first.startswith(f"stopped: {said}") and second == "less needs less"
+
+
+def test_other_errors_are_not_taken_for_memory():
+    for error in (RuntimeError("shapes differ"), OSError(28, "No space left on device")):
+        with pytest.raises(type(error)), out_of_memory_told(""):
+            raise error
 
 
 def test_evaluate_retrieval_names_pool_and_chance(dataset, uninterrupted, tmp_path, capsys):

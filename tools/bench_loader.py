@@ -101,8 +101,8 @@ class Rate:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    with one_line_errors("bench_loader"):
-        config = parse(BenchConfig, arguments, prog="python -m tools.bench_loader")
+    with one_line_errors("python -m tools.bench_loader"):
+        config = parse(BenchConfig, arguments)
         with tempfile.TemporaryDirectory(prefix="bench-", dir=config.folder) as folder:
             _run(config, Path(folder))
 

@@ -246,8 +246,8 @@ def table(figures: dict[str, list[float]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    with one_line_errors("bench_make_shards"):
-        config = parse(BenchConfig, arguments, prog="python -m tools.bench_make_shards")
+    with one_line_errors("python -m tools.bench_make_shards"):
+        config = parse(BenchConfig, arguments)
         with tempfile.TemporaryDirectory() as folder:
             print(table(measure(config, Path(folder))))
 

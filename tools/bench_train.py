@@ -110,8 +110,8 @@ class Row:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    with one_line_errors("bench_train"):
-        config = parse(BenchConfig, arguments, prog="python -m tools.bench_train")
+    with one_line_errors("python -m tools.bench_train"):
+        config = parse(BenchConfig, arguments)
         bench = _decide(config)
         compile_ = config.compile or ("both" if bench.device.type == "cuda" else "off")
         ways = {"both": [False, True], "on": [True], "off": [False]}[compile_]

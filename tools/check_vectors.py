@@ -24,7 +24,6 @@ from shards_spec.errors import UserError
 from tools.vectors import cav_mae
 from tools.vectors.file import Vectors, read_vectors
 
-_PROGRAM = "python -m tools.check_vectors"
 COMPARED = ("outputs/", "grads/", "grad_norms/")
 Compute = Callable[[Vectors], Mapping[str, Tensor]]
 # A tensor that only this method's files have -> what computes all of its entries.
@@ -55,8 +54,8 @@ class Row:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    with one_line_errors(_PROGRAM):
-        config: CheckConfig = parse(CheckConfig, arguments, prog=_PROGRAM)
+    with one_line_errors("python -m tools.check_vectors"):
+        config: CheckConfig = parse(CheckConfig, arguments)
         if not config.files:
             raise UserError("no file given: give golden vectors, safetensors files")
         dtype = torch.float64 if config.precision == "float64" else torch.float32

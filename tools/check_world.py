@@ -19,8 +19,6 @@ from tools.world.classes import LevelName
 from tools.world.request import make_world
 from tools.world.sheet import write_sheet
 
-_PROGRAM = "python -m tools.check_world"
-
 
 @dataclass(frozen=True, kw_only=True)
 class CheckWorldConfig:
@@ -51,8 +49,8 @@ class CheckWorldConfig:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command. Exit status: 0 done, 2 a user's mistake."""
-    with one_line_errors(_PROGRAM):
-        config = parse(CheckWorldConfig, arguments, prog=_PROGRAM)
+    with one_line_errors("python -m tools.check_world"):
+        config = parse(CheckWorldConfig, arguments)
         config.check()
         if config.compare is not None:
             print("\n".join(agreement_lines(compare(*config.compare))))

@@ -8,7 +8,6 @@ forward pass; a backward pass costs twice as much, but the full view that makes 
 the model lives on the meta device.
 """
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,8 +15,21 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.methods.crossmae import PRESETS, VARIANTS, CrossMAE, CrossMAEConfig, with_variant
+from shards_spec.command_line import one_line_errors, parse
+from training.config import Variant
+from training.methods.crossmae import PRESETS, CrossMAE, CrossMAEConfig, with_variant
+from training.methods.crossmae.config import Preset
 from training.methods.shared.patches import FBANK_SHAPE, IMAGE_CHANNELS, IMAGE_SHAPE
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountConfig:
+    """Counts parameters and multiply-adds of a model by part."""
+
+    preset: Preset = "crossmae-base"
+    """Size of the model."""
+    variant: Variant = "crossmae"
+    """Row of the paper's Table 2."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +82,11 @@ def table(parts: list[Part]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Print the table of a preset."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, default="crossmae-base")
-    parser.add_argument("--variant", choices=VARIANTS, default="crossmae", help="row of the paper's Table 2")
-    args = parser.parse_args()
-    print(table(count(with_variant(PRESETS[args.preset](), args.variant))))
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    with one_line_errors("python -m tools.count_model"):
+        config = parse(CountConfig, arguments)
+        print(table(count(with_variant(PRESETS[config.preset](), config.variant))))
 
 
 def _size(module: nn.Module) -> int:

@@ -167,8 +167,8 @@ def _summary(out: Path, stopped_at: str, seconds: float) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    with one_line_errors("demo"):
-        demo(parse(DemoConfig, arguments, prog="python -m tools.demo"))
+    with one_line_errors("python -m tools.demo"):
+        demo(parse(DemoConfig, arguments))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from second S on. The command prints how alike each sound and each image are, an
 pictures of where in the frame each sound comes from.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,17 +25,18 @@ from pipeline.encode_sample import SampleOptions
 from shards_spec.atomic import atomic_path
 from shards_spec.command_line import one_line_errors, parse
 from shards_spec.errors import UserError
+from shards_spec.messages import tell
 from tools.embedding.files import Failed, FileSample, read_files
 from tools.embedding.picture import localization_picture
 from training.evaluation.features import LoadedModel, load_model
 from training.evaluation.localization import heatmaps
 from training.methods.shared.encoder import Features
+from training.out_of_memory import out_of_memory_told
 
 # N files with a sample, D features.
 Floats = npt.NDArray[np.float32]
 FrameFit = Literal["resize", "crop"]
 
-_PROGRAM = "python -m tools.embed"
 _MOST_IN_MATRIX = 8  # files; of more, each one's own similarity and its best match
 _NAME_WIDTH = 36
 
@@ -195,32 +195,38 @@ class _Pictures:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command. Exit status: 0 done, 1 some files gave no sample, 2 a user's mistake."""
-    with one_line_errors(_PROGRAM):
-        config: EmbedConfig = parse(EmbedConfig, arguments, prog=_PROGRAM)
+    with one_line_errors("python -m tools.embed"):
+        config: EmbedConfig = parse(EmbedConfig, arguments)
         config.check()
-        result = embed(
-            config.files,
-            config.checkpoint,
-            start=config.start,
-            frame_fit=config.frame_fit,
-            batch_size=config.batch_size,
-            heatmap=config.heatmap,
-            isolate=True,
-        )
-        for failure in result.failures:
-            print(f"{_PROGRAM}: {failure}", file=sys.stderr)
-        failed, asked = len(result.failures), len(config.files)
-        if failed == asked:
-            print(f"{_PROGRAM}: error: none of the {asked:,} files gave a sample, nothing is written", file=sys.stderr)
-            raise SystemExit(1)
-        print(table(result))
-        if config.out is not None:
-            write(result, config.out)
-            print(f"\nembeddings {list(result.audio.shape)} of sound and image: {config.out}")
+        with out_of_memory_told("a smaller --batch-size needs less memory"):
+            result = embed(
+                config.files,
+                config.checkpoint,
+                start=config.start,
+                frame_fit=config.frame_fit,
+                batch_size=config.batch_size,
+                heatmap=config.heatmap,
+                isolate=True,
+            )
+        _publish(result, config)
+
+
+def _publish(result: Embedded, config: EmbedConfig) -> None:
+    """Prints what was found and writes it; ends the program with 1 where files gave no sample."""
+    for failure in result.failures:
+        tell(str(failure))
+    failed, asked = len(result.failures), len(config.files)
+    if failed == asked:
+        tell(f"error: none of the {asked:,} files gave a sample, nothing is written")
+        raise SystemExit(1)
+    print(table(result))
+    if config.out is not None:
+        write(result, config.out)
+        print(f"\nembeddings {list(result.audio.shape)} of sound and image: {config.out}")
     if config.heatmap is not None:
         print(f"{'' if config.out else chr(10)}pictures: {config.heatmap}")
     if failed:
-        print(f"{_PROGRAM}: {failed:,} of {asked:,} files gave no sample, see above", file=sys.stderr)
+        tell(f"{failed:,} of {asked:,} files gave no sample, see above")
         raise SystemExit(1)
 
 

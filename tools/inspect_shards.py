@@ -26,7 +26,6 @@ from tools.pages.curves import number
 from tools.pages.pictures import frame_picture, spectrogram_picture
 from tools.verify.undecoded import UNDECODED
 
-_PROGRAM = "python -m tools.inspect_shards"
 _LABELS = 10  # of the most frequent, and of the rarest
 _KINDS = 4  # of the most frequent frame sizes and the like
 _QUIET = 12  # silent samples, near-silent ones and short ones shown beside the evenly spaced, each
@@ -57,8 +56,8 @@ class InspectConfig:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command. Exit status: 0 done, 2 a user's mistake."""
-    with one_line_errors(_PROGRAM):
-        config: InspectConfig = parse(InspectConfig, arguments, prog=_PROGRAM)
+    with one_line_errors("python -m tools.inspect_shards"):
+        config: InspectConfig = parse(InspectConfig, arguments)
         if re.match(r"[a-z][a-z0-9+.-]+:/", str(config.dataset)):  # a Path keeps one slash
             raise UserError(f"{config.dataset} is a URL: copy the dataset to a local folder, and give that")
         if not config.out.parent.is_dir():
@@ -72,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
         document = page(facts, cards, min(config.samples, facts.samples)).encode("utf-8", "replace")
         with atomic_path(config.out) as temporary:
             temporary.write_bytes(document)
-    print(f"\n{len(cards):,} samples in {config.out}, {len(document) / 1e6:.1f} MB")
+        print(f"\n{len(cards):,} samples in {config.out}, {len(document) / 1e6:.1f} MB")
 
 
 def make_cards(facts: DatasetFacts, count: int) -> list[Card]:

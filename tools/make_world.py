@@ -30,7 +30,9 @@ import tyro
 from tqdm import tqdm
 
 from shards_spec.command_line import one_line_errors, parse
+from shards_spec.cores import usable_cores
 from shards_spec.errors import UserError
+from shards_spec.messages import tell
 from tools.world.classes import LevelName
 from tools.world.direct import begin_split, build_direct_shard, finish_split, plan_split, shards_of
 from tools.world.encoded import begin_files, finish_files, make_files, write_class_list
@@ -38,8 +40,6 @@ from tools.world.masks import MaskTimes
 from tools.world.request import World, agree, make_world, parse_splits
 
 Task = TypeVar("Task")
-
-_PROGRAM = "python -m tools.make_world"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +92,8 @@ class MakeWorldConfig:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 1 the disk gave out, 2 a user's mistake, 130 interrupted."""
-    with one_line_errors(_PROGRAM):
-        config = parse(MakeWorldConfig, arguments, prog=_PROGRAM)
+    with one_line_errors("python -m tools.make_world"):
+        config = parse(MakeWorldConfig, arguments)
         config.check()
         splits = parse_splits(config.splits, config.clips)
         agree(config.out, config.recipe, splits)
@@ -102,11 +102,11 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             (_write_shards if config.direct else _write_files)(config, world, splits)
         except KeyboardInterrupt:
-            print(f"\n{_PROGRAM}: stopped; run the same command again to go on", file=sys.stderr)
+            tell("stopped; run the same command again to go on")
             return 130
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            print(f"{_PROGRAM}: error: {where}{error.strerror}; mend this and run it again", file=sys.stderr)
+            tell(f"error: {where}{error.strerror}; mend this and run it again")
             return 1
     return 0
 
@@ -148,7 +148,7 @@ def _each(work: Callable[[Task], Any], tasks: Iterable[Task], workers: int | Non
     tasks = list(tasks)
     if not tasks:
         return
-    count = min(workers or len(os.sched_getaffinity(0)), len(tasks))
+    count = min(workers or usable_cores(), len(tasks))
     context = multiprocessing.get_context("spawn")
     with _one_thread(), ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent) as pool:
         futures = [pool.submit(work, task) for task in tasks]

@@ -94,8 +94,8 @@ def drawing(curves: dict[Decoder, list[tuple[int, float]]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    with one_line_errors("memory_curve"):
-        config = parse(MemoryConfig, arguments, prog="python -m tools.memory_curve")
+    with one_line_errors("python -m tools.memory_curve"):
+        config = parse(MemoryConfig, arguments)
         with tempfile.TemporaryDirectory() as folder:
             paths = make_clips(Path(folder) / "clips", 8)
             curves: dict[Decoder, list[tuple[int, float]]] = {}

@@ -126,8 +126,8 @@ def picture(rows: list[Mixing], whole: Mixing, config: MixingConfig) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    with one_line_errors("plot_mixing"):
-        config = parse(MixingConfig, arguments, prog="python -m tools.plot_mixing")
+    with one_line_errors("python -m tools.plot_mixing"):
+        config = parse(MixingConfig, arguments)
         rows = [measure(config.shards, _SAMPLES, config.batch_size, window) for window in _WINDOWS]
         whole = measure(config.shards, _SAMPLES, config.batch_size, None)
         config.out.write_text(picture(rows, whole, config))

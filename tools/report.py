@@ -8,7 +8,6 @@ a few samples of one dataset, the same ones for every run. Runs may still be goi
 the page and the command say what, and why.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import tyro
 from shards_spec.atomic import atomic_path
 from shards_spec.command_line import one_line_errors, parse
 from shards_spec.errors import DamagedSampleError, UserError, refusal
+from shards_spec.messages import say, tell
 from shards_spec.storage import place
 from tools.pages.report import DatasetFacts, Report, page
 from tools.reporting.examples import Thumbnails, frame_with_boxes, localize, retrieve, with_boxes
@@ -33,7 +33,6 @@ from training.stream.index import DatasetIndex, open_config
 
 Made = TypeVar("Made")
 REPORT_FILE = "report.html"
-_PROGRAM = "python -m tools.report"
 _QUERIES_OF = 2  # samples of which single queries' attention is shown
 _RETRIEVED = 3  # queries a direction
 _LOCALIZED = 6  # samples with boxes
@@ -62,8 +61,8 @@ class ReportConfig:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command. Exit status: 0 done, 2 a user's mistake."""
-    with one_line_errors(_PROGRAM):
-        config: ReportConfig = parse(ReportConfig, arguments, prog=_PROGRAM)
+    with one_line_errors("python -m tools.report"):
+        config: ReportConfig = parse(ReportConfig, arguments)
         if not config.runs:
             raise UserError("no run given: python -m tools.report RUN [RUN ...]")
         out = config.out or (config.runs[0] / REPORT_FILE if len(config.runs) == 1 else Path(REPORT_FILE))
@@ -75,9 +74,9 @@ def main(arguments: list[str] | None = None) -> None:
         document = page(report).encode("utf-8", "replace")  # names of files may be no Unicode
         with atomic_path(out) as temporary:
             temporary.write_bytes(document)
-    for notice in report.notices:
-        print(f"{_PROGRAM}: left out: {notice}", file=sys.stderr)
-    print(f"{_PROGRAM}: {out}, {len(document) / 1e6:.1f} MB")
+        for notice in report.notices:
+            tell(f"left out: {notice}")
+        say(f"{out}, {len(document) / 1e6:.1f} MB")
 
 
 def gather(config: ReportConfig) -> Report:

@@ -30,7 +30,9 @@ from tqdm import tqdm
 
 from shards_spec.atomic import atomic_path
 from shards_spec.command_line import one_line_errors, parse
+from shards_spec.cores import usable_cores
 from shards_spec.errors import UserError
+from shards_spec.messages import say, tell
 from tools.ablation.baselines import baselines
 from tools.ablation.measure import VERSION, Metrics, read_clips, strangers
 from tools.ablation.page import write_page
@@ -284,7 +286,7 @@ class Ablation:
             UserError: it failed, and names the log and its last line; or there is no such program.
         """
         log = folder / _LOG
-        threads = str(max(1, (os.cpu_count() or 1) // self.config.jobs))
+        threads = str(max(1, usable_cores() // self.config.jobs))
         with self._lock:
             if self._stopping:
                 return
@@ -360,8 +362,8 @@ class Ablation:
 
 def _say(text: str) -> None:
     """A line beside the bar, if there is one."""
-    tqdm.write(f"run_ablation: {text}")
-    sys.stdout.flush()
+    with tqdm.external_write_mode():
+        say(text)
 
 
 def _init_name(seed: int) -> str:
@@ -374,12 +376,12 @@ def main(arguments: list[str] | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # the last as Slurm's warning
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, signal.default_int_handler)  # as Ctrl-C: the runs are told to save and stop
-    with one_line_errors("run_ablation"):
-        ablation = Ablation(parse(AblationConfig, arguments, prog="python -m tools.run_ablation"))
+    with one_line_errors("python -m tools.run_ablation"):
+        ablation = Ablation(parse(AblationConfig, arguments))
         try:
             ablation.run()
         except KeyboardInterrupt:
-            print("run_ablation: stopped; the same command goes on", file=sys.stderr)
+            tell("stopped; the same command goes on")
             raise SystemExit(130) from None
 
 

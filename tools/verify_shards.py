@@ -12,7 +12,6 @@ goes, but not finished.
 """
 
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from pipeline.build_shard import PENDING
 from shards_spec.command_line import one_line_errors, parse
+from shards_spec.cores import usable_cores
 from shards_spec.storage import place
 from shards_spec.tables import shard_stem
 from tools.verify.damage import MOST_LISTED, Findings
@@ -32,7 +32,6 @@ from tools.verify.folder import Folder, check_dataset, read_folder
 from tools.verify.shard import Checked, ShardTask, check_shard
 from tools.verify.tar import Count
 
-_PROGRAM = "python -m tools.verify_shards"
 _SECONDS_BETWEEN_LOOKS = 0.2
 _NAMED = 8  # files and shards named in one line
 
@@ -55,8 +54,8 @@ class VerifyConfig:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    with one_line_errors(_PROGRAM):
-        config: VerifyConfig = parse(VerifyConfig, arguments, prog=_PROGRAM)
+    with one_line_errors("python -m tools.verify_shards"):
+        config: VerifyConfig = parse(VerifyConfig, arguments)
         return verify(config)
 
 
@@ -70,7 +69,7 @@ def verify(config: VerifyConfig) -> int:
     folder = read_folder(place(config.dataset))
     begin = time.monotonic()
     tasks = folder.tasks()
-    workers = min(config.workers or len(os.sched_getaffinity(0)), len(tasks))
+    workers = min(config.workers or usable_cores(), len(tasks))
     total = sum(folder.sizes.get(task.tar.name, 0) for task in tasks)
     with tqdm(total=total, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
         checked = list(_in_turn(tasks, bar.update) if workers <= 1 else _at_once(tasks, workers, bar))

@@ -54,8 +54,8 @@ def describe(run: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    with one_line_errors("where"):
-        print(describe(parse(WhereConfig, arguments, prog="python -m tools.where").run))
+    with one_line_errors("python -m tools.where"):
+        print(describe(parse(WhereConfig, arguments).run))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import math
 import os
 import re
 import shutil
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -25,6 +24,7 @@ from torch import nn
 
 from shards_spec.atomic import TEMPORARY_SUFFIX, atomic_path, sync_folder
 from shards_spec.errors import UserError, reason
+from shards_spec.messages import warn
 from training.stream.order import ORDER_VERSION, Place
 from training.tensor_files import check_types, read_safetensors, read_torch, write_safetensors
 
@@ -100,7 +100,7 @@ def newest_checkpoint(run: Path, needed: tuple[str, ...]) -> Path | None:
         if not (lacking := _lacking(path, needed)):
             if not dist.is_initialized() or dist.get_rank() == 0:  # once for all processes
                 for line in damaged:
-                    print(f"warning: {line}: passed over", file=sys.stderr, flush=True)
+                    warn(f"{line}: passed over")
             return path
         damaged.append(f"{path} lacks {', '.join(lacking)}")
     if damaged:

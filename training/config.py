@@ -2,10 +2,11 @@
 
 RunConfig          what every run of the loop takes; `optimizer` is nested
 TrainConfig        what pre-training takes beside it; `model` is nested
-parse_arguments    --preset and --variant choose the defaults, every other flag overrides them
+parse_arguments    --preset and --variant (or the run that goes on) choose the defaults, every other flag overrides them
 """
 
 import argparse
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,10 +17,12 @@ import tyro
 
 from shards_spec.command_line import parse
 from shards_spec.errors import UserError
+from training.checkpoint import CONFIG_FILE, STATE_FILE, checkpoints, read_json
 from training.methods.crossmae.config import (
     PRESETS,
     CrossMAEConfig,
     Preset,
+    config_from_dict,
     config_to_dict,
     crossmae_base,
     with_variant,
@@ -29,6 +32,7 @@ from training.stream.cache_folder import DEFAULT_SIZE, parse_size
 
 Variant = Literal["crossmae", "cl-av", "selfmae", "cl-selfmae", "cl-crosscdtmae", "cl-crossembmae"]
 MixedPrecision = Literal["no", "bf16", "fp16"]
+Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +121,9 @@ class RunConfig:
     """Write the keys of every step to keys-rankN.jsonl."""
     mixed_precision: MixedPrecision | None = None
     """Default: what `accelerate launch` was told, else no."""
+    device: Device = "auto"
+    """auto: GPUs, where there are any; cpu: the CPU, whatever there is and whatever the launcher was told; cuda: GPUs,
+    or none of it."""
     compile: bool = False
     """torch.compile the model."""
     fbank_mean: float | None = None
@@ -256,18 +263,41 @@ class TrainConfig(RunConfig):
         return super().to_dict() | {"model": config_to_dict(self.model)}
 
 
+def checkpoint_of_run(arguments: Sequence[str] | None) -> Path | None:
+    """The checkpoint from which a run with this command line goes on; None where it begins, or cannot."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--out", type=Path, nargs="?")  # without a value tyro says so
+    first.add_argument("--resume", default="auto", nargs="?", const="never")
+    told, _ = first.parse_known_args(arguments)
+    folder = told.out if told.resume == "auto" else Path(told.resume)
+    if folder is None or told.resume == "never":
+        return None
+    found = [folder] if (folder / STATE_FILE).is_file() else checkpoints(folder)
+    return found[-1] if found else None
+
+
 def parse_arguments(arguments: Sequence[str] | None = None) -> TrainConfig:
     """The configuration that the command line asks for.
+
+    --preset and --variant choose the model; where neither is given and the run goes on from a checkpoint, its model is
+    taken. Every other flag overrides them.
 
     Raises:
         UserError: unknown options, malformed or contradictory values.
         SystemExit: --help was asked for.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="crossmae-base")
-    first.add_argument("--variant", default="crossmae")
+    first.add_argument("--preset", nargs="?")
+    first.add_argument("--variant", nargs="?")
     chosen, _ = first.parse_known_args(arguments)
-    known = chosen.preset in PRESETS and chosen.variant in get_args(Variant)  # else tyro names the allowed ones
-    model = with_variant(PRESETS[chosen.preset](), chosen.variant) if known else crossmae_base()
-    default = TrainConfig(data=tyro.MISSING, out=tyro.MISSING, model=model)  # MISSING: these two must be given
+    preset: Any = chosen.preset or "crossmae-base"
+    variant = chosen.variant or "crossmae"
+    known = preset in PRESETS and variant in get_args(Variant)  # else tyro names the allowed ones
+    defaults: dict[str, Any] = {"model": with_variant(PRESETS[preset](), variant) if known else crossmae_base()}
+    if chosen.preset is None and chosen.variant is None and (checkpoint := checkpoint_of_run(arguments)) is not None:
+        began = read_json(checkpoint / CONFIG_FILE)
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # resuming says what it is instead
+            names = {name: began[name] for name in ("preset", "variant")}
+            defaults = names | {"model": config_from_dict(began["model"])}
+    default = TrainConfig(data=tyro.MISSING, out=tyro.MISSING, **defaults)  # MISSING: these two must be given
     return parse(TrainConfig, arguments, prog="train.py", default=default)

@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 from shards_spec.errors import UserError
+from shards_spec.messages import say, warn
 from training.checkpoint import (
     CONFIG_FILE,
     UNKNOWN_OFFSET,
@@ -32,7 +33,7 @@ from training.config import OptimizerConfig, RunConfig
 from training.first_stage import FbankScale, fbank_scale
 from training.flops import peak_flops
 from training.optimizer import gradient_norms, learning_rate
-from training.processes import StopRequest, compiled, start_trackers
+from training.processes import StopRequest, compiled, lay_out_gradients, start_trackers
 from training.resume import check_same_run, checkpoint_to_resume, going_on, how_to_go_on, resume_optimizer
 from training.run_folder import METRICS_FILE, StepLog, keys_file, lock_run
 from training.stream.ahead import check_cache
@@ -142,10 +143,12 @@ class Loop:
             for line in task.initialise(scale):
                 self._say(line)
         for line in index.quiet_warnings() if self.is_main else ():
-            self._warn(line)
+            warn(line)
         check_cache(self.index, self.stream, self.place, config.batch_size)
         self.steps = self._steps_in_all()
         model = compiled(task.weights) if config.compile else task.weights
+        if self.world > 1:
+            lay_out_gradients(task.weights)
         self.model, self.optimizer = accelerator.prepare(model, task.make_optimizer(config.optimizer))
         if self.resumed is not None:
             resume_optimizer(self.resumed, self.optimizer, task.make_optimizer, accelerator.scaler)
@@ -300,10 +303,7 @@ class Loop:
 
     def _say(self, line: str) -> None:
         if self.is_main:
-            print(f"train.py: {line}", flush=True)
-
-    def _warn(self, line: str) -> None:
-        print(f"train.py: warning: {line}", file=sys.stderr, flush=True)
+            say(line)
 
     def _open_run_folder(self) -> None:
         out, rank = self.config.out, self.accelerator.process_index
@@ -337,7 +337,7 @@ class Loop:
         if self.accelerator.scaler is not None:  # it has left out the steps whose gradients overflowed
             parts[:, -1].nan_to_num_(0.0, 0.0, 0.0)
         for message in window.replaced:
-            self._warn(f"skipped: {message}")
+            warn(f"skipped: {message}")
         finite = parts.isfinite().all(dim=1)
         if not finite.all():
             bad = int((~finite).nonzero()[0])
@@ -434,7 +434,7 @@ class Loop:
             message = f"the checkpoint of step {self.step} could not be written ({error}); {left}"
             if is_last:
                 raise NotSavedError(f"{message}: make room; {how_to_go_on(self.config, self.has_saved)}") from error
-            self._warn(f"{message}; going on to the next save")
+            warn(f"{message}; going on to the next save")
 
     def _close(self, stopped_by: int | None) -> None:
         self.accelerator.wait_for_everyone()  # the launcher kills what runs on after one has ended

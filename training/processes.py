@@ -9,29 +9,32 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any, cast, get_args
 
-import psutil
 import torch
-import torch._dynamo
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.tracking import TensorBoardTracker, WandBTracker
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 from accelerate.utils.dataclasses import KwargsHandler
-from torch import nn
+from torch import Tensor, nn
 
 from shards_spec.atomic import new_file
+from shards_spec.cores import usable_cores
 from shards_spec.errors import UserError
-from training.config import RunConfig
+from shards_spec.messages import warn
+from training.config import Device, MixedPrecision, RunConfig
+from training.launcher import check_devices, check_processes, check_ways, find_launch, passed_over
 
 _TENSORBOARD_FOLDER = "tracker"
 _WANDB_PROJECT = "crossmae"
 _WANDB_ID_FILE = "wandb-id.txt"
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # where the user, or the launcher, has said how many
 # NCCL's own 10 minutes would end a run one of whose processes waits for shards that come slowly.
 WAIT_FOR_OTHERS = timedelta(minutes=30)
 
@@ -40,34 +43,68 @@ def start_processes(config: RunConfig) -> Accelerator:
     """Joins the processes that the launcher started: one, several on GPUs, or several on the CPU (gloo).
 
     Raises:
-        UserError: the launcher was asked for another number of processes than there are; a tracker is not installed.
+        UserError: the launcher was asked for what is not there; a tracker is not installed; the precision is none that
+            the device computes in.
     """
     for tracker in config.report_to:
         if find_spec(tracker) is None:
             raise UserError(f"--report-to {tracker}: it is not installed: pip install 'crossmae[trackers]'")
-    return join_processes(
+    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if config.mixed_precision is None and told not in get_args(MixedPrecision):
+        raise UserError(
+            f"accelerate launch was told mixed_precision {told}: give --mixed-precision, one of"
+            f" {', '.join(get_args(MixedPrecision))}"
+        )
+    accelerator = join_processes(
         DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+        device=config.device,
+        workers=config.workers,
         mixed_precision=config.mixed_precision,
     )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("fp16 needs a GPU, and this run is on the CPU: give --mixed-precision bf16, or no")
+    return accelerator
 
 
-def join_processes(*handlers: KwargsHandler, **options: Any) -> Accelerator:
+def join_processes(*handlers: KwargsHandler, device: Device = "auto", workers: int = 0, **options: Any) -> Accelerator:
     """An Accelerator over the processes that the launcher started.
 
+    Args:
+        device: as --device.
+        workers: as --workers.
+
     Raises:
-        UserError: the launcher was asked for another number of processes than there are.
+        UserError: the launcher was asked for other processes or devices than there are, or for another loop than ours.
     """
-    handlers = (InitProcessGroupKwargs(timeout=WAIT_FOR_OTHERS), *handlers)
-    # Without `cpu`, several CPU processes do not find each other.
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=list(handlers), **options)
-    asked = _processes_asked_for()
-    if asked is not None and asked != accelerator.num_processes:
-        raise UserError(
-            f"accelerate launch was asked for {asked} processes and started {accelerator.num_processes}:"
-            f" on the CPU put `accelerate launch --multi_gpu --num_processes {asked}`"
-            f" or `torchrun --nproc-per-node {asked}` before the program"
-        )
+    check_ways()
+    launch = find_launch()
+    check_devices(launch, device)
+    accelerator = Accelerator(
+        # Without `cpu`, several CPU processes do not find each other.
+        cpu=device == "cpu" or not torch.cuda.is_available(),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_FOR_OTHERS), *handlers],
+        # Said here, or the environment says it: the loop has pieces and a compiled model of its own.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend="no",
+        **options,
+    )
+    check_processes(launch, accelerator.num_processes)
+    if accelerator.is_main_process:
+        for line in passed_over():
+            warn(line)
+    if accelerator.device.type == "cpu" and not any(name in os.environ for name in _THREADS):
+        torch.set_num_threads(min(torch.get_num_threads(), threads_of_a_process(usable_cores(), workers)))
     return accelerator
+
+
+def threads_of_a_process(cores: int, workers: int) -> int:
+    """How many threads compute in each of the processes that share a machine's cores, with a core for its loader.
+
+    A step waits for each of its threads many times. Those for which there is no core of their own make it wait for the
+    scheduler, and it takes several times as long.
+    """
+    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, share - (workers > 0))
 
 
 def compiled(model: nn.Module, backend: str = "inductor") -> nn.Module:
@@ -77,29 +114,25 @@ def compiled(model: nn.Module, backend: str = "inductor") -> nn.Module:
     gradients there: a piece that ends within the targets' no_grad gives none to what else is in it. So they are sent
     after the backward pass.
     """
-    torch._dynamo.config.optimize_ddp = False
+    importlib.import_module("torch._dynamo").config.optimize_ddp = False
     return cast(nn.Module, torch.compile(model, backend=backend))
 
 
-def _processes_asked_for() -> int | None:
-    """--num_processes of the `accelerate launch` above us, None where it does not say.
+def lay_out_gradients(model: nn.Module) -> None:
+    """Has each gradient laid out as its parameter, as DistributedDataParallel wants it in its buckets.
 
-    `accelerate launch --cpu --num_processes 2` silently starts one process, and tells it nothing.
+    Autograd sees to that but for the strides of dimensions of size 1, which tell nothing. So the gradient of a [CLS]
+    token, of one sample, came with the stride of the whole sequence that it was cut out of.
     """
-    if "WORLD_SIZE" in os.environ:  # a launcher that knows how many it started
-        return None
-    parent = psutil.Process().parent()
-    words = parent.cmdline() if parent is not None else []
-    if "launch" not in words:
-        return None
-    for i, word in enumerate(words):
-        name, _, value = word.replace("_", "-").partition("=")
-        if name == "--num-processes":
-            value = value or "".join(words[i + 1 : i + 2])
-            return int(value) if value.isdigit() else None
-        if word.endswith(".py"):  # from here on the words are the script's
-            return None
-    return None
+    for parameter in model.parameters():
+        if parameter.requires_grad and 1 in parameter.shape:
+            parameter.register_hook(partial(_laid_out, stride=parameter.stride()))
+
+
+def _laid_out(gradient: Tensor, *, stride: tuple[int, ...]) -> Tensor:
+    if gradient.stride() == stride:
+        return gradient
+    return torch.empty_strided(gradient.shape, stride, dtype=gradient.dtype, device=gradient.device).copy_(gradient)
 
 
 def start_trackers(accelerator: Accelerator, config: RunConfig, step: int) -> None:
@@ -165,7 +198,9 @@ def signals_given_back() -> Iterator[None]:
 
 
 class StopRequest:
-    """SIGTERM, SIGUSR1 (Slurm's warning before preemption) or Ctrl-C, agreed on by all processes.
+    """SIGTERM, SIGUSR1 (Slurm's warning before preemption), Ctrl-C or SIGHUP, agreed on by all processes.
+
+    SIGHUP comes where the terminal is closed or the connection breaks, unless it is ignored, as under nohup.
 
     A signal reaches the processes at different steps. Each step the flags are combined in the background, over
     the CPU, and read a step later: no process waits for another, and all stop after the same step.
@@ -176,7 +211,8 @@ class StopRequest:
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
         self._group = dist.new_group(backend="gloo", timeout=WAIT_FOR_OTHERS) if dist.is_initialized() else None
         for number in _SIGNALS:
-            signal.signal(number, self._receive)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._receive)
         # As it ends, Python hands signals back to the system, which would make a failure of a run that has ended well.
         atexit.register(signal.signal, signal.SIGUSR1, signal.SIG_IGN)
 

@@ -10,12 +10,12 @@ import fcntl
 import json
 import os
 import socket
-import sys
 from pathlib import Path
 from typing import IO, Any
 
 from shards_spec.atomic import atomic_path
 from shards_spec.errors import UserError, reason
+from shards_spec.messages import warn
 
 METRICS_FILE = "metrics.jsonl"
 _LOCK_FILE = ".train.lock"
@@ -46,7 +46,7 @@ def lock_run(run: Path) -> IO[str]:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
-            print(f"train.py: warning: {run} cannot be locked ({error}): start no second run in it", file=sys.stderr)
+            warn(f"{run} cannot be locked ({error}): start no second run in it")
             return file
         file.seek(0)
         holder = file.read().strip() or "another run"
@@ -68,7 +68,7 @@ class StepLog:
         lines = step_lines(path, is_over=True)
         if damaged := [str(number) for number, line in enumerate(lines, start=1) if line is None]:
             which = ", ".join(damaged[:_NAMED]) + (", ..." if len(damaged) > _NAMED else "")
-            print(f"train.py: warning: {path}: left out, damaged: line {which}", file=sys.stderr, flush=True)
+            warn(f"{path}: left out, damaged: line {which}")
         kept = [line for line in lines if line is not None and line["step"] <= last_step]
         with atomic_path(path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -86,7 +86,7 @@ class StepLog:
         except OSError as error:
             self._file.truncate(self._size)
             step = line["step"]
-            print(f"train.py: warning: {self._path}: no line for step {step}: {error}", file=sys.stderr, flush=True)
+            warn(f"{self._path}: no line for step {step}: {error}")
 
     def close(self) -> None:
         """Makes the lines durable."""

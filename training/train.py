@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from shards_spec.command_line import one_line_errors
 from shards_spec.errors import DamagedSampleError, UserError
+from shards_spec.messages import tell
 from training.config import OptimizerConfig, TrainConfig, parse_arguments
 from training.contrast_cache import cache_contrast
 from training.finetune.config import FinetuneConfig, parse_finetune
@@ -21,6 +22,7 @@ from training.methods.crossmae.diagnostics import diagnose
 from training.methods.crossmae.model import CrossMAE
 from training.methods.shared.contrast import CachedContrast
 from training.optimizer import make_optimizer
+from training.out_of_memory import out_of_memory_told
 from training.processes import signals_given_back, start_processes
 from training.stream.cache_folder import FetchError
 from training.stream.index import open_index
@@ -46,17 +48,15 @@ def main(arguments: list[str] | None = None) -> None:
         config = parse_finetune(words[1:]) if is_finetuning else parse_arguments(words)
         accelerator = start_processes(config)
         try:
-            loop = (
-                make_loop(config, accelerator)
-                if isinstance(config, TrainConfig)
-                else make_finetune_loop(config, accelerator)
-            )
-            finished = loop.train()
+            with out_of_memory_told(_NEEDS_LESS_MEMORY):
+                loop = (
+                    make_loop(config, accelerator)
+                    if isinstance(config, TrainConfig)
+                    else make_finetune_loop(config, accelerator)
+                )
+                finished = loop.train()
         except (DamagedSampleError, WorkerError, NonFiniteLossError, FetchError, NotSavedError) as error:
-            print(f"train.py: stopped: {error}", file=sys.stderr)
-            raise SystemExit(1) from None
-        except torch.OutOfMemoryError as error:
-            print(f"train.py: stopped: {error}\ntrain.py: {_NEEDS_LESS_MEMORY}", file=sys.stderr)
+            tell(f"stopped: {error}")
             raise SystemExit(1) from None
         finally:
             for tracker in accelerator.trackers:
@@ -126,3 +126,7 @@ class Pretraining:
     def flops_per_sample(self) -> int | None:
         """Of the whole model, counted."""
         return flops_per_sample(self.config.model)
+
+
+if __name__ == "__main__":
+    main()

@@ -263,8 +263,8 @@ def _one_hot(labels: list[int], classes: int) -> Tensor:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    with one_line_errors("measure"):
-        config = parse(MeasureConfig, arguments, prog="python -m tools.ablation.measure")
+    with one_line_errors("python -m tools.ablation.measure"):
+        config = parse(MeasureConfig, arguments)
         result = measure(config)
         with atomic_path(config.out) as temporary:
             temporary.write_text(json.dumps(result, indent=2) + "\n")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from shards_spec.atomic import atomic_path
 from shards_spec.errors import UserError
+from shards_spec.messages import say
 from shards_spec.sample import FRAME_SIZE, file_key
 from training.evaluation import localization as metrics
 from training.evaluation.features import LoadedModel, Pooling, cache_folder, check_finite, dense_features
@@ -277,7 +278,7 @@ class LocalizationConfig(EvaluationOptions):
         ]
         folder = session.out.with_suffix("") if self.pictures is None else self.pictures
         names = [file_key(annotated.keys[i]) for i in chosen.tolist()]
-        print(f"evaluate.py: {count} pictures and {write_overlays(folder, overlays, names)[-1]}", flush=True)
+        say(f"{count} pictures and {write_overlays(folder, overlays, names)[-1]}")
 
 
 def _frames(index: DatasetIndex, numbers: Numbers) -> list[Any]:

@@ -1,7 +1,6 @@
 """What every evaluation can be told, and what it works with. A task of evaluate.py extends EvaluationOptions."""
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,6 +8,8 @@ from typing import Literal
 from accelerate import Accelerator
 
 from shards_spec.errors import UserError
+from shards_spec.messages import say, warn
+from training.config import Device
 from training.evaluation.features import Embeddings, LoadedModel, Pooling, Precision, embed_dataset, load_model
 from training.evaluation.results import Result, Rows, result_path, run_folder
 from training.processes import join_processes
@@ -97,6 +98,9 @@ class EvaluationOptions:
     """Samples that a process encodes at once."""
     workers: int = 2
     """Loader processes of each process; 0 loads in this one."""
+    device: Device = "auto"
+    """auto: GPUs, where there are any; cpu: the CPU, whatever there is and whatever the launcher was told; cuda: GPUs,
+    or none of it."""
     precision: Precision = "auto"
     """Of the encoders. auto: bf16 on a GPU, fp32 on the CPU."""
     cache_features: Literal["auto", "none"] | Path = "auto"
@@ -136,7 +140,7 @@ class EvaluationOptions:
         """Opens a dataset, and warns where much of it has next to no sound; raises as `open_index` does."""
         index = open_index(data, cache_dir=self.cache_dir, cache_size=self.cache_size)
         for line in index.quiet_warnings() if accelerator.is_main_process else ():
-            print(f"evaluate.py: warning: {line}", file=sys.stderr, flush=True)
+            warn(line)
         return index
 
     def join(self) -> Accelerator:
@@ -149,7 +153,7 @@ class EvaluationOptions:
             raise UserError(f"--out {self.out}: the folder {self.out.parent} does not exist")
         if self.out is not None and self.out.is_dir():
             raise UserError(f"--out {self.out} is a folder: give a file in it")
-        return join_processes()
+        return join_processes(device=self.device, workers=self.workers)
 
     def result_file(self, accelerator: Accelerator, checkpoint: Path, default: Path) -> Path:
         """--out, else `default`. Makes sure that the result and the features can be written.
@@ -177,7 +181,7 @@ def publish(result: Result, out: Path, accelerator: Accelerator) -> Result:
     if accelerator.is_main_process:
         print(result.table(), flush=True)
         result.write(out)
-        print(f"-> {out}", flush=True)
+        say(f"-> {out}")
     accelerator.wait_for_everyone()
     return result
 

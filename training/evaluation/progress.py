@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from shards_spec.messages import tell
+
 _SECONDS_BETWEEN_LINES = 10.0
 T = TypeVar("T")
 
@@ -35,5 +37,5 @@ def progress(
                 said = now
                 rate = done / max(now - start, 1e-9)
                 left = f", {(total - done) / rate:.0f} s left" if done < total else ""
-                line = f"evaluate.py: {title}: {done:,} of {total:,} samples, {rate:.1f} a second{left}"
-                print(line, file=sys.stderr, flush=True)
+                line = f"{title}: {done:,} of {total:,} samples, {rate:.1f} a second{left}"
+                tell(line)

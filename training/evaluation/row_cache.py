@@ -6,7 +6,6 @@ A piece is one safetensors file that appears whole or not at all; a killed extra
 runs may fill the same folder at once: both write the same values, and the last writer of a piece wins.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from shards_spec.atomic import atomic_path
+from shards_spec.messages import warn
 from training.evaluation.progress import progress
 from training.stream.order import Numbers
 from training.stream.shares import Share
@@ -53,7 +53,7 @@ def cached_rows(
     found: dict[int, tuple[Numbers, Rows]] = {}
     if is_main and folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        found = {p: kept for p in _pieces(numbers) if (kept := _read(folder, p, warn=True)) is not None}
+        found = {p: kept for p in _pieces(numbers) if (kept := _read(folder, p, aloud=True)) is not None}
     kept_numbers = np.concatenate([np.empty(0, np.int64), *(piece for piece, _ in found.values())])
     missing: Numbers = np.setdiff1d(numbers, kept_numbers)  # sorted
     if world > 1:  # the first rank's disk counts: others may be elsewhere
@@ -114,7 +114,7 @@ def _path(folder: Path, piece: int) -> Path:
 def _write(folder: Path, piece: int, numbers: Numbers, rows: Rows) -> None:
     """Writes a piece, with what another run has put there meanwhile."""
     folder.mkdir(parents=True, exist_ok=True)
-    other = _read(folder, piece, warn=False)
+    other = _read(folder, piece, aloud=False)
     if other is not None and set(other[1]) == set(rows):
         everything = np.union1d(numbers, other[0])
         numbers, rows = everything, _in_order(everything, [(numbers, rows), other])
@@ -123,7 +123,7 @@ def _write(folder: Path, piece: int, numbers: Numbers, rows: Rows) -> None:
         write_safetensors(tensors, temporary)
 
 
-def _read(folder: Path, piece: int, *, warn: bool) -> tuple[Numbers, Rows] | None:
+def _read(folder: Path, piece: int, *, aloud: bool) -> tuple[Numbers, Rows] | None:
     """The samples of a piece and their rows; None where there is none, or a damaged one.
 
     Raises:
@@ -137,7 +137,7 @@ def _read(folder: Path, piece: int, *, warn: bool) -> tuple[Numbers, Rows] | Non
         if _NUMBERS not in tensors:
             raise DamagedFileError(f"{path} is no piece of a cache: computed again")
     except DamagedFileError as error:
-        if warn:
-            print(f"evaluate.py: warning: {error}", file=sys.stderr, flush=True)
+        if aloud:
+            warn(str(error))
         return None
     return tensors.pop(_NUMBERS).numpy(), tensors

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import tyro
 
 from shards_spec.command_line import parse
-from training.config import RunConfig
+from training.config import RunConfig, checkpoint_of_run
 from training.finetune.augment import AugmentConfig
 from training.finetune.classifier import InputKind, Pool
 from training.finetune.labels import Task
@@ -109,18 +109,19 @@ class FinetuneConfig(RunConfig):
 def parse_finetune(arguments: Sequence[str]) -> FinetuneConfig:
     """The configuration that the command line asks for.
 
-    --recipe and --dataset-recipe choose defaults, and so does --init for the encoders and the normalisation; every
-    other flag overrides them.
+    --recipe and --dataset-recipe choose defaults, and so does --init for the encoders and the normalisation; where
+    neither it nor --preset is given and the run goes on from a checkpoint, its encoders are taken. Every other flag
+    overrides them.
 
     Raises:
         UserError: unknown options, malformed or contradictory values; --init is no checkpoint.
         SystemExit: --help was asked for.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe", default="crossmae")
-    first.add_argument("--dataset-recipe", default="as20k")
-    first.add_argument("--preset", default="crossmae-base")
-    first.add_argument("--init", type=Path)
+    first.add_argument("--recipe", default="crossmae", nargs="?")  # without a value tyro says so
+    first.add_argument("--dataset-recipe", default="as20k", nargs="?")
+    first.add_argument("--preset", nargs="?")
+    first.add_argument("--init", type=Path, nargs="?")
     chosen, _ = first.parse_known_args(arguments)
     defaults: dict[str, Any] = {}
     if chosen.recipe in get_args(Recipe) and chosen.dataset_recipe in get_args(DatasetRecipe):
@@ -128,7 +129,9 @@ def parse_finetune(arguments: Sequence[str]) -> FinetuneConfig:
     if chosen.init is not None and str(chosen.init) != "None":
         begun = read_first_stage(chosen.init)
         defaults |= {"encoder": begun.model.encoder, "fbank_mean": begun.scale.mean, "fbank_std": begun.scale.std}
-    elif chosen.preset in PRESETS:
-        defaults["encoder"] = PRESETS[chosen.preset]().encoder
+    elif chosen.preset is None and (checkpoint := checkpoint_of_run(arguments)) is not None:
+        defaults["encoder"] = read_first_stage(checkpoint).model.encoder
+    elif (preset := chosen.preset or "crossmae-base") in PRESETS:
+        defaults["encoder"] = PRESETS[preset]().encoder
     default = FinetuneConfig(data=tyro.MISSING, out=tyro.MISSING, **defaults)
     return parse(FinetuneConfig, arguments, prog="train.py finetune", default=default)

@@ -7,7 +7,6 @@ all that use it hold it. Of several processes that want a shard one fetches it, 
 """
 
 import contextlib
-import sys
 import threading
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 
 from shards_spec.dataset import ShardInfo
+from shards_spec.messages import tell
 from shards_spec.storage import Place, Remote
 from training.stream.cache_folder import (
     PART_SUFFIX,
@@ -225,7 +225,7 @@ class ShardCache:
             if missing and now - told > _TELL_SECONDS:
                 told = now
                 first = self.shards[missing[0]].source
-                print(f"waiting for {first}: {in_all - len(missing)} of {in_all} shards came", file=sys.stderr)
+                tell(f"waiting for {first}: {in_all - len(missing)} of {in_all} shards came")
 
     def _sign(self, missing: list[int]) -> object:
         """Something that changes as long as there is progress, here or in another process."""

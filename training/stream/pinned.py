@@ -7,11 +7,12 @@ an event that was recorded behind the copy. Written from CUDA's documentation, n
 
 import contextlib
 import mmap
-import sys
 from typing import Any
 
 import numpy as np
 import torch
+
+from shards_spec.messages import warn
 
 
 class Pinned:
@@ -45,7 +46,7 @@ def pin(memory: mmap.mmap, cuda: Any = torch.cuda) -> Pinned | None:
     error = cudart.cudaHostRegister(_address(memory), len(memory), 0)
     if int(error):
         said = cudart.cudaGetErrorString(error)
-        print(f"warning: {len(memory):,} bytes of batch slots cannot be page-locked: {said}", file=sys.stderr)
+        warn(f"{len(memory):,} bytes of batch slots cannot be page-locked: {said}")
         _forget_error()
         return None
     return Pinned(memory, cuda)

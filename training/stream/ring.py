@@ -328,7 +328,8 @@ def _work(
 ) -> None:
     """A worker's life: fill slots until the main process closes its end of the pipe."""
     _let_go_of_files(keep=pipe.fileno())
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the main process decides when to stop
+    # The main process decides when to stop.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     reader = SampleReader(tars, keep_open=keep_open)
     while True:
