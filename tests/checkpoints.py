@@ -6,8 +6,8 @@ import torch
 
 from tests.runs import SMALL
 from training.checkpoint import TrainState, save_checkpoint
-from training.config import parse_arguments
 from training.methods.crossmae.model import CrossMAE
+from training.recipes import parse_arguments
 
 
 def make_checkpoint(run: Path, *, weights_seed: int = 1, step: int = 7, fingerprint: str = "other") -> Path:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from training.methods.crossmae import CrossMAE, CrossMAEConfig, crossmae_tiny
 from training.methods.crossmae.config import EmbeddingConfig, PixelConfig
+from training.methods.interface import Inputs
 from training.methods.shared.encoder import EncoderConfig
 
 needs_compiler = pytest.mark.skipif(
@@ -43,6 +44,12 @@ def batch(size: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(size, 3, 224, 224, generator=generator)
     return image, torch.randn(size, 1024, 128, generator=generator), torch.arange(size) + 100
+
+
+def told(image: Tensor, fbank: Tensor, seeds: Tensor, valid_frames: Tensor | None = None) -> Inputs:
+    """Images [B, 3, 224, 224], fbanks [B, 1024, 128] and seeds [B] as a method takes them."""
+    numbers = torch.arange(len(seeds))
+    return Inputs(image=image.unsqueeze(1), fbank=fbank, seeds=seeds, numbers=numbers, valid_frames=valid_frames)
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:

@@ -11,7 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
-from training.train import Pretraining, main
+from training.task import Pretraining
+from training.train import main
 
 ROOT = Path(__file__).resolve().parent.parent
 

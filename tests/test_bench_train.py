@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.datasets import make_dataset
-from tests.models import SMALLEST, batch, build, switched
+from tests.models import SMALLEST, batch, build, switched, told
 from tools import bench_train
 from tools.benchmarks import train_step
 from tools.benchmarks.train_step import FORWARD_PARTS, Stored, Trainer, product_rate, random_batches
@@ -31,8 +31,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_flops_are_those_of_a_real_step(variant: str) -> None:
     config = with_variant(SMALLEST, variant)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        build(config)(*batch(1)).loss.backward()
-    assert flops_per_sample(config) == counter.get_total_flops() > 0
+        build(config)(told(*batch(1))).loss.backward()
+    assert flops_per_sample("crossmae", config) == counter.get_total_flops() > 0
 
 
 def test_flops_and_the_table_of_macs_agree() -> None:
@@ -43,15 +43,15 @@ def test_flops_and_the_table_of_macs_agree() -> None:
     assert targets > 0
     expected = 2 * (3 * (parts[-1].macs - targets) + targets - first)
     # [CLS]'s own row of attention is computed without gradient: less than one part in a hundred.
-    assert 0.98 * expected < flops_per_sample(SMALLEST) <= expected
+    assert 0.98 * expected < flops_per_sample("crossmae", SMALLEST) <= expected
 
 
 def test_a_teacher_costs_what_the_online_targets_cost_and_recomputation_does_not_count() -> None:
-    expected = flops_per_sample(SMALLEST)
-    assert flops_per_sample(switched("embedding", targets="ema")) == expected
-    assert flops_per_sample(switched("embedding", targets="teacher")) == expected
-    assert flops_per_sample(replace(SMALLEST, checkpoint_activations=True)) == expected
-    assert flops_per_sample(switched("embedding", target_gradient=True)) > expected
+    expected = flops_per_sample("crossmae", SMALLEST)
+    assert flops_per_sample("crossmae", switched("embedding", targets="ema")) == expected
+    assert flops_per_sample("crossmae", switched("embedding", targets="teacher")) == expected
+    assert flops_per_sample("crossmae", replace(SMALLEST, checkpoint_activations=True)) == expected
+    assert flops_per_sample("crossmae", switched("embedding", target_gradient=True)) > expected
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from training.checkpoint import (
     save_checkpoint,
     set_later_aside,
 )
-from training.config import parse_arguments
+from training.recipes import parse_arguments
 from training.resume import checkpoint_to_resume
 from training.train import main
 

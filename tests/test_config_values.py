@@ -10,11 +10,13 @@ import torch
 from tests.datasets import make_dataset
 from tests.runs import SMALL, mistake
 from training.checkpoint import TO_RESUME, checkpoint_folder
-from training.config import OptimizerConfig, parse_arguments
+from training.config import OptimizerConfig
 from training.finetune.config import parse_finetune
 from training.methods.crossmae.config import PRESETS, config_from_dict
 from training.methods.shared.contrast import MIN_TEMPERATURE, Contrast, ContrastConfig
-from training.train import Pretraining, main, make_loop
+from training.recipes import parse_arguments
+from training.task import Pretraining
+from training.train import main, make_loop
 
 GIVEN = ["--data=d", "--out=o"]
 

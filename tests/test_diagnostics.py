@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.models import SMALLEST, batch, build, switched
+from tests.models import SMALLEST, batch, build, switched, told
 from training.methods.crossmae import VARIANTS, CrossMAE, with_variant
 from training.methods.crossmae.diagnostics import MAX_TOKENS, accuracies, diagnose, effective_rank, spread
 from training.methods.shared.losses import embedding_target, pixel_target
@@ -85,14 +85,14 @@ def test_every_variant_has_what_it_has(variant: str, size: int) -> None:
     if size == 1:  # nobody to be confused with
         apart = {name for name in expected if name.endswith(("_shuffled", "_mean"))}
         expected -= EVERY | CONTRAST | apart
-    found = diagnose(model, *batch(size))
+    found = diagnose(model, told(*batch(size)))
     assert set(found) == expected
     assert all(value.ndim == 0 and value.isfinite() and not value.requires_grad for value in found.values())
 
 
 def test_matched_losses_are_those_of_the_step() -> None:
     model = build()
-    found, parts = diagnose(model, *batch(SIZE)), model(*batch(SIZE)).parts
+    found, parts = diagnose(model, told(*batch(SIZE))), model(told(*batch(SIZE))).parts
     for name in ("cdt_audio", "cdt_visual", "emb_audio", "emb_visual"):
         assert torch.equal(found[f"{name}_matched"], parts[name])
 
@@ -101,7 +101,7 @@ def test_matched_losses_are_those_of_the_step() -> None:
 def test_a_shuffled_partner_by_hand() -> None:
     """Sample i with what sample i - 1 heard: its own masks and targets, the other's Attentive or visible tokens."""
     model, (image, fbank, seeds) = build(), batch(SIZE)
-    found = diagnose(model, image, fbank, seeds)
+    found = diagnose(model, told(image, fbank, seeds))
     other = torch.tensor([2, 0, 1])
     seen, heard = model.see_image(image, seeds), model.see_audio(fbank, seeds)
     assert model.audio_decoder is not None and model.image_from_audio is not None
@@ -117,7 +117,7 @@ def test_a_shuffled_partner_by_hand() -> None:
 @torch.no_grad()
 def test_the_means_by_hand() -> None:
     model, (image, fbank, seeds) = build(), batch(SIZE)
-    found = diagnose(model, image, fbank, seeds)
+    found = diagnose(model, told(image, fbank, seeds))
     seen, heard = model.see_image(image, seeds), model.see_audio(fbank, seeds)
     raw, _ = model.embedding_targets(image, fbank, seen, heard)
     target = embedding_target(raw, "token")
@@ -136,11 +136,11 @@ def test_uniform_attention_gives_the_share_of_the_tokens() -> None:
             last: torch.nn.Module = encoder.blocks[-1]
             last.attn.qkv.weight.zero_()
             last.attn.qkv.bias.zero_()
-    found = diagnose(model, *batch(2))
+    found = diagnose(model, told(*batch(2)))
     assert found["attentive_share_visual"].item() == pytest.approx(12 / 49, rel=1e-4)
     assert found["attentive_share_audio"].item() == pytest.approx(32 / 128, rel=1e-4)
     assert (
-        diagnose(build(), *batch(2))["attentive_share_visual"] > 12 / 49 + 0.01
+        diagnose(build(), told(*batch(2)))["attentive_share_visual"] > 12 / 49 + 0.01
     )  # the top k have more than their share
 
 
@@ -156,7 +156,7 @@ def collapsed() -> CrossMAE:
 
 
 def test_a_collapse_is_seen_where_the_embedding_loss_would_fall() -> None:
-    healthy, sick = diagnose(build(), *batch(SIZE)), diagnose(collapsed(), *batch(SIZE))
+    healthy, sick = diagnose(build(), told(*batch(SIZE))), diagnose(collapsed(), told(*batch(SIZE)))
     for side in ("audio", "visual"):
         assert healthy[f"target_rank_{side}"] > 10 and healthy[f"target_std_{side}"] > 0.5
         assert sick[f"target_rank_{side}"] < 1.01 and sick[f"target_std_{side}"] < 0.01
@@ -169,20 +169,20 @@ def test_a_model_that_ignores_its_partner_is_seen() -> None:
         for decoder in (model.image_decoder, model.audio_decoder):
             assert decoder is not None and decoder.condition is not None
             decoder.condition.proj.weight.zero_()
-    found = diagnose(model, *batch(SIZE))
+    found = diagnose(model, told(*batch(SIZE)))
     for side in ("audio", "visual"):
         assert torch.equal(found[f"cdt_{side}_shuffled"], found[f"cdt_{side}_matched"])
 
 
 def test_with_other_switches() -> None:
-    without = diagnose(build(switched("embedding", targets="visible_only")), *batch(SIZE))
+    without = diagnose(build(switched("embedding", targets="visible_only")), told(*batch(SIZE)))
     assert "emb_audio_shuffled" in without and "emb_audio_mean" not in without
-    hinted = diagnose(build(switched("embedding", queries="tokens")), *batch(SIZE))
+    hinted = diagnose(build(switched("embedding", queries="tokens")), told(*batch(SIZE)))
     assert hinted["emb_audio_shuffled"] != hinted["emb_audio_matched"]
-    one_sided = diagnose(build(switched("attentive", audio_ratio=0.0)), *batch(SIZE))
+    one_sided = diagnose(build(switched("attentive", audio_ratio=0.0)), told(*batch(SIZE)))
     assert "cdt_visual_shuffled" not in one_sided and "cdt_audio_shuffled" in one_sided
     assert "attentive_share_audio" not in one_sided and "attentive_share_visual" in one_sided
-    teacher = diagnose(build(switched("embedding", targets="ema", normalise="feature")), *batch(SIZE))
+    teacher = diagnose(build(switched("embedding", targets="ema", normalise="feature")), told(*batch(SIZE)))
     assert set(teacher) == EVERY | CONTRAST | PIXELS | CROSS | EMBEDDINGS
 
 

@@ -30,8 +30,8 @@ from training.finetune.classifier import Classifier, load_classifier
 from training.finetune.config import parse_finetune
 from training.finetune.finetune import Finetuning, layer_scale, parameter_groups, smooth
 from training.finetune.labels import Labels, read_labels
-from training.loop import Inputs
 from training.methods.crossmae.config import PRESETS
+from training.methods.interface import Inputs
 from training.methods.shared.encoder import EncoderConfig
 from training.stream.index import open_index
 from training.stream.order import Place, sample_seeds

@@ -12,11 +12,11 @@ from shards_spec.errors import UserError
 from tests.test_initial_weights import DIM, inputs, model, tiny
 from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, write_json
 from training.finetune.classifier import Classifier, load_encoders
-from training.first_stage import FbankScale
 from training.initial_weights import initialise, initialise_from_run, take_teacher
 from training.methods.crossmae import CrossMAE, config_to_dict, with_variant
 from training.methods.crossmae.config import EmbeddingConfig
 from training.methods.shared.encoder import EncoderConfig
+from training.trained import FbankScale
 
 SCALE = FbankScale(mean=-4.0, std=4.0)
 OTHER = FbankScale(mean=-5.081, std=4.4849)
@@ -129,7 +129,7 @@ def test_a_teacher_where_there_is_no_place_for_one_is_refused(tmp_path):
 def test_what_describes_no_model_of_ours_is_refused(tmp_path):
     folder = saved(tmp_path / "run", model())
     write_json(folder / CONFIG_FILE, {"model": {"encoder": {"dim": 32}}})
-    with pytest.raises(UserError, match=r"config.json describes no CrossMAE of this program: KeyError\('fbank_mean'\)"):
+    with pytest.raises(UserError, match=r"config.json describes no model of this program: KeyError\('fbank_mean'\)"):
         initialise_from_run(model(), folder, SCALE)
 
 

@@ -11,11 +11,11 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from shards_spec.errors import UserError
-from training.first_stage import FbankScale
 from training.initial_weights import initialise
 from training.methods.crossmae import CrossMAE, CrossMAEConfig, crossmae_large
 from training.methods.crossmae.config import EmbeddingConfig, PixelConfig
 from training.methods.shared.encoder import EncoderConfig
+from training.trained import FbankScale
 
 DIM, DEPTH, HEADS = 32, 3, 4
 SCALE = FbankScale(mean=-4.0, std=4.0)

@@ -15,7 +15,6 @@ from shards_spec.cores import usable_cores
 from shards_spec.errors import UserError
 from tests.datasets import make_dataset
 from tests.runs import ROOT, SMALL, environment, mistake
-from training.config import parse_arguments
 from training.launcher import (
     Launch,
     _launcher_arguments,
@@ -34,6 +33,7 @@ from training.processes import (
     start_processes,
     threads_of_a_process,
 )
+from training.recipes import parse_arguments
 
 LAUNCH = ROOT / "docs" / "launch"
 TWO_ON_CPU = "distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\nnum_machines: 1\n"
@@ -244,7 +244,7 @@ def test_a_terminal_that_closes_stops_a_run_unless_it_ignores_that():
 
 def test_gradients_are_laid_out_as_their_parameters():
     """The [CLS] tokens of a batch of one are cut out of the gradient of the whole sequence."""
-    from training.train import Pretraining
+    from training.task import Pretraining
 
     task = Pretraining(parse_arguments([*SMALL, "--data=d", "--out=o", "--variant=cl-av"]))
     image, fbank, seeds = torch.randn(1, 3, 224, 224), torch.randn(1, 1024, 128), torch.zeros(1, dtype=torch.int64)

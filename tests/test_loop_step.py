@@ -6,9 +6,9 @@ from torch.nn.utils import get_total_norm
 
 from tests.datasets import make_dataset
 from tests.runs import SMALL
-from training.config import parse_arguments
 from training.loop import Window
 from training.processes import StopRequest, signals_given_back, start_processes
+from training.recipes import parse_arguments
 from training.train import make_loop
 
 COMMON = ["--steps=8", "--batch-size=4", "--optimizer.lr=1e-3", "--optimizer.warmup=0", "--workers=0"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.models import TINY, batch, build, switched
+from tests.models import TINY, batch, build, switched, told
 from training.methods.crossmae import VARIANTS, CrossMAE, CrossMAEConfig, with_variant
 from training.methods.shared.blocks import CrossAttention
 from training.methods.shared.patches import patchify_fbank, patchify_image
@@ -33,7 +33,7 @@ def without_gradient(model: CrossMAE) -> list[str]:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_parameter_of_every_variant_gets_a_gradient(variant: str) -> None:
     model = build(with_variant(TINY, variant))
-    output = model(*batch())
+    output = model(told(*batch()))
     output.loss.backward()
     assert without_gradient(model) == []
     assert set(output.parts) == PARTS[variant]
@@ -46,16 +46,16 @@ def test_every_parameter_of_every_variant_gets_a_gradient(variant: str) -> None:
 def test_a_conditioned_decoder_starts_as_the_plain_one_and_learns(conditioning: str) -> None:
     config = switched("pixel", conditioning=conditioning, condition_start="zero")
     plain, model = build(with_variant(config, "cl-selfmae")), build(with_variant(config, "cl-crosscdtmae"))
-    assert {name: part.item() for name, part in model(*batch()).parts.items()} == {
-        name: part.item() for name, part in plain(*batch()).parts.items()
+    assert {name: part.item() for name, part in model(told(*batch())).parts.items()} == {
+        name: part.item() for name, part in plain(told(*batch())).parts.items()
     }
-    model(*batch()).loss.backward()
+    model(told(*batch())).loss.backward()
     assert {name.split(".", 1)[1] for name in without_gradient(model)} <= {
         name.split(".", 1)[1] for name, _ in model.named_parameters() if "condition." in name or "cross." in name
     }
     torch.optim.SGD(model.parameters(), lr=1e-2).step()
     model.zero_grad()
-    model(*batch()).loss.backward()
+    model(told(*batch())).loss.backward()
     assert without_gradient(model) == []
 
 
@@ -96,7 +96,7 @@ SWITCHES: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("section", "values"), SWITCHES)
 def test_every_switch_trains_every_parameter(section: str, values: dict[str, Any]) -> None:
     model = build(switched(section, **values))
-    model(*batch()).loss.backward()
+    model(told(*batch())).loss.backward()
     assert without_gradient(model) == []
 
 
@@ -110,7 +110,7 @@ def test_every_switch_trains_every_parameter(section: str, values: dict[str, Any
 def test_what_meets_only_zeros_learns_nothing(config: CrossMAEConfig, places: tuple[str, ...]) -> None:
     """Tables 6 and 7, "zero vectors" and "empty query": some gradients are zero, none is missing (DDP would stop)."""
     model = build(config)
-    model(*batch()).loss.backward()
+    model(told(*batch())).loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     dead = without_gradient(model)
     assert dead and all(any(place in name for place in places) for name in dead), dead
@@ -183,8 +183,8 @@ def test_what_the_other_modality_alone_can_tell_is_learned(side: str, conditioni
 def test_pixels_depend_on_the_other_modality_only_if_cross(target: str, conditioning: str) -> None:
     model = build(switched("pixel", target=target, conditioning=conditioning))
     image, fbank, seeds = batch()
-    here, there = model.reconstruct(image, fbank, seeds), model.reconstruct(image, fbank.flip(1), seeds)
-    assert torch.equal(here.image.patches, there.image.patches) == (target == "self")
+    here, there = model.rebuild(told(image, fbank, seeds)), model.rebuild(told(image, fbank.flip(1), seeds))
+    assert torch.equal(here["image"].patches, there["image"].patches) == (target == "self")
 
 
 def test_embeddings_come_from_the_other_modality_alone() -> None:
@@ -224,7 +224,7 @@ def test_with_visible_only_the_visible_tokens_are_scored() -> None:
     """Each on the feature that its encoder gave it: token t of the decoder's against that of the visible token t."""
     model, (image, fbank, seeds) = build(switched("embedding", targets="visible_only")), batch()
     views = model.see_image(image, seeds), model.see_audio(fbank, seeds)
-    parts = model(image, fbank, seeds).parts
+    parts = model(told(image, fbank, seeds)).parts
     for name, view, made in zip(("visual", "audio"), views, model.decode_embeddings(*views), strict=True):
         errors = [
             (made[b, token] - torch.nn.functional.layer_norm(view.features.tokens[b, place], (32,), eps=1e-6)).square()
@@ -294,32 +294,31 @@ def test_reconstruction_is_in_the_units_of_the_input() -> None:
         assert decoder is not None
         torch.nn.init.zeros_(decoder.predict.weight)
         torch.nn.init.ones_(decoder.predict.bias)
-    shown = model.reconstruct(image, fbank, seeds)
-    for got, patches in ((shown.image, patchify_image(image)), (shown.audio, patchify_fbank(fbank))):
+    shown = model.rebuild(told(image, fbank, seeds))
+    for got, patches in ((shown["image"], patchify_image(image)), (shown["audio"], patchify_fbank(fbank))):
         level = patches.mean(dim=-1, keepdim=True) + patches.std(dim=-1, keepdim=True)
         torch.testing.assert_close(got.patches, level.expand_as(patches), rtol=1e-4, atol=1e-4)
-        assert not (got.is_attentive & got.is_masked).any()  # Attentive Tokens are visible
-    assert (~shown.image.is_masked).sum(dim=1).tolist() == [49, 49]
-    assert (~shown.audio.is_masked).sum(dim=1).tolist() == [128, 128]
-    assert shown.image.is_attentive.sum(dim=1).tolist() == [12, 12]
-    assert shown.audio.is_attentive.sum(dim=1).tolist() == [32, 32]
-    with pytest.raises(ValueError, match=r"pixel.target is 'none'"):
-        build(with_variant(TINY, "cl-av")).reconstruct(image, fbank, seeds)
+        assert got.is_marked is not None and not (got.is_marked & got.is_masked).any()  # Attentive Tokens are visible
+    assert (~shown["image"].is_masked).sum(dim=1).tolist() == [49, 49]
+    assert (~shown["audio"].is_masked).sum(dim=1).tolist() == [128, 128]
+    assert shown["image"].is_marked.sum(dim=1).tolist() == [12, 12]
+    assert shown["audio"].is_marked.sum(dim=1).tolist() == [32, 32]
+    assert not build(with_variant(TINY, "cl-av")).rebuild(told(image, fbank, seeds))  # nothing to show
 
 
 def test_a_batch_is_its_samples() -> None:
     """Without the contrastive loss, which looks at the others, a batch's loss is the mean of its samples'."""
     model = build(switched("contrast", enabled=False))
     with torch.no_grad():
-        whole = model(*batch(3)).loss
-        alone = torch.stack([model(*(x[i : i + 1] for x in batch(3))).loss for i in range(3)])
+        whole = model(told(*batch(3))).loss
+        alone = torch.stack([model(told(*(x[i : i + 1] for x in batch(3)))).loss for i in range(3)])
     torch.testing.assert_close(whole, alone.mean())
 
 
 def test_seeds_decide() -> None:
     model, (image, fbank, seeds) = build(), batch()
     with torch.no_grad():
-        first = model(image, fbank, seeds).loss
+        first = model(told(image, fbank, seeds)).loss
         torch.manual_seed(99)
-        assert torch.equal(first, model(image, fbank, seeds).loss)
-        assert not torch.equal(first, model(image, fbank, seeds + 1).loss)
+        assert torch.equal(first, model(told(image, fbank, seeds)).loss)
+        assert not torch.equal(first, model(told(image, fbank, seeds + 1)).loss)

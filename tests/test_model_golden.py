@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.models import SMALLEST, TINY
+from tests.models import SMALLEST, TINY, told
 from training.methods.crossmae import CrossMAE, CrossMAEConfig
 from training.methods.shared.masking import noise
 
@@ -98,7 +98,7 @@ def part_of(name: str) -> str:
     return f"{module}, cross" if ".condition." in name or ".cross." in name else module
 
 
-def told(model: nn.Module) -> Iterator[tuple[str, tuple[float, float]]]:
+def facts_of(model: nn.Module) -> Iterator[tuple[str, tuple[float, float]]]:
     """For each part, its gradient times a fixed direction, and its length."""
     products: dict[str, float] = {}
     squares: dict[str, float] = {}
@@ -115,10 +115,10 @@ def told(model: nn.Module) -> Iterator[tuple[str, tuple[float, float]]]:
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_golden_losses_and_gradients(kind: str) -> None:
     model = golden_model(CONFIGS[kind])
-    output = model(uniform(-1, 2, 3, 224, 224) * 3, uniform(-2, 2, 1024, 128) * 3, torch.tensor([7, 8]))
+    output = model(told(uniform(-1, 2, 3, 224, 224) * 3, uniform(-2, 2, 1024, 128) * 3, torch.tensor([7, 8])))
     output.loss.backward()
     assert {name: part.item() for name, part in output.parts.items()} == pytest.approx(LOSSES[kind], abs=5e-6)
-    found = dict(told(model))
+    found = dict(facts_of(model))
     assert found.keys() == GRADIENTS[kind].keys()
     for part, (product, length) in GRADIENTS[kind].items():
         assert found[part] == pytest.approx((product, length), abs=1e-4 * length), part

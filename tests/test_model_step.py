@@ -12,7 +12,7 @@ from timm.models.vision_transformer import Block
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.models import SMALLEST, TINY, batch, build, gradients, needs_compiler, switched
+from tests.models import SMALLEST, TINY, batch, build, gradients, needs_compiler, switched, told
 from training.methods.crossmae import CrossMAE, CrossMAEConfig, with_variant
 from training.methods.crossmae.diagnostics import diagnose
 from training.methods.shared.blocks import CrossAttention, CrossBlock
@@ -48,9 +48,9 @@ def assert_compiled_is_eager(config: CrossMAEConfig, **how: Any) -> None:
     """Losses and every gradient, in one graph."""
     eager, compiled = build(config), build(config)
     torch.compiler.reset()
-    output = torch.compile(compiled, fullgraph=True, **how)(*batch())
+    output = torch.compile(compiled, fullgraph=True, **how)(told(*batch()))
     output.loss.backward()
-    expected = eager(*batch())
+    expected = eager(told(*batch()))
     expected.loss.backward()
     torch.testing.assert_close(output.loss, expected.loss)
     torch.testing.assert_close(output.parts, expected.parts)
@@ -94,11 +94,11 @@ class Waits(TorchDispatchMode):
 def test_a_step_never_waits_for_the_device(kind: str) -> None:
     model = build(KINDS[kind])
     with Waits() as waits:
-        model(*batch()).loss.backward()
+        model(told(*batch())).loss.backward()
         model.update_teacher()
     assert waits.found == []
     with Waits() as waits:
-        diagnose(model, *batch())
+        diagnose(model, told(*batch()))
     assert set(waits.found) <= {"_linalg_eigh"}  # of the effective rank: torch's own solver waits
 
 
@@ -118,10 +118,10 @@ def test_every_tensor_is_made_on_the_device(kind: str) -> None:
             model = CrossMAE(KINDS[kind])
         image, fbank, seeds = (x.to("cuda") for x in batch())
         with Waits() as waits:
-            output = model(image, fbank, seeds)
+            output = model(told(image, fbank, seeds))
         assert output.loss.device.type == "cuda" and output.loss.dtype == torch.float32 and waits.found == []
         with Waits() as waits:
-            assert all(value.device.type == "cuda" for value in diagnose(model, image, fbank, seeds).values())
+            assert all(value.device.type == "cuda" for value in diagnose(model, told(image, fbank, seeds)).values())
         assert set(waits.found) <= {"_linalg_eigh"}
 
 
@@ -139,8 +139,8 @@ def test_compiled_under_autocast_it_is_one_graph() -> None:
     eager, traced = build(config), build(config)
     torch.compiler.reset()
     with torch.autocast("cpu", torch.bfloat16):
-        output = torch.compile(traced, backend="eager", fullgraph=True)(*batch())
-        torch.testing.assert_close(output.loss, eager(*batch()).loss)
+        output = torch.compile(traced, backend="eager", fullgraph=True)(told(*batch()))
+        torch.testing.assert_close(output.loss, eager(told(*batch())).loss)
 
 
 @needs_compiler
@@ -161,7 +161,7 @@ def test_only_visible_tokens_are_encoded_and_targets_keep_no_graph(monkeypatch: 
         return out
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", note)
-    build()(*batch())
+    build()(told(*batch()))
     encoders = [(50, 50, True)] * 2 + [(129, 129, True)] * 2  # two blocks each
     pixels = [(49, 32, True), *[(197, 197, True)] * 2, (128, 12, True), *[(513, 513, True)] * 2]
     targets = [(197, 197, False)] * 2 + [(513, 513, False)] * 2
@@ -178,9 +178,9 @@ def test_bf16_is_close_to_float32(kind: str) -> None:
     softmax, a mean over 512 tokens) does not pass unseen: it would be off by 3% and more.
     """
     model = build(replace(TINY, embedding=replace(TINY.embedding, targets="ema" if kind == "ema" else "online")))
-    exact = model(*batch(4))
+    exact = model(told(*batch(4)))
     with torch.autocast("cpu", torch.bfloat16):
-        output = model(*batch(4))
+        output = model(told(*batch(4)))
     output.loss.backward()
     assert output.loss.dtype == torch.float32
     for name, part in output.parts.items():
@@ -193,9 +193,9 @@ def test_bf16_is_close_to_float32(kind: str) -> None:
 def test_bf16_gradients_are_close_to_float32s() -> None:
     """Of each parameter of the decoders: float32 streams leave 1%; with a stream in bf16 a norm is off by half."""
     exact, low = build(TINY), build(TINY)
-    exact(*batch(4)).loss.backward()
+    exact(told(*batch(4))).loss.backward()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = low(*batch(4)).loss
+        loss = low(told(*batch(4))).loss
     loss.backward()
     expected, found = gradients(exact), gradients(low)
     for name in (name for name in expected if "decoder" in name or "_from_" in name):
@@ -212,7 +212,7 @@ def test_residual_streams_are_float32_under_autocast() -> None:
             if isinstance(module, (Block, CrossBlock, CrossAttention, torch.nn.LayerNorm)):
                 module.register_forward_pre_hook(lambda _, args, name=name: streams.append((name, args[0].dtype)))
         with torch.autocast("cpu", torch.bfloat16):
-            model(*batch())
+            model(told(*batch()))
     assert len(streams) > 100 and [name for name, dtype in streams if dtype != torch.float32] == []
 
 
@@ -228,7 +228,7 @@ def test_recomputed_activations_change_no_bit(kind: str) -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = model(*batch()).loss
+            loss = model(told(*batch())).loss
         loss.backward()
         return model, loss, held
 
@@ -246,13 +246,13 @@ def test_the_targets_pass_is_never_recomputed() -> None:
     model = build(replace(SMALLEST, checkpoint_activations=True))
     lengths: list[int] = []
     model.image_encoder.blocks[0].register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
-    model(*batch()).loss.backward()
+    model(told(*batch())).loss.backward()
     assert sorted(lengths) == [50, 50, 197]
 
 
 def test_timms_switch_turns_fused_attention_off_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """TIMM_FUSED_ATTN=0: faster with bf16 on a CPU (docs/performance.md), equal within rounding."""
-    expected = build()(*batch())
+    expected = build()(told(*batch()))
     was = use_fused_attn()
     set_fused_attn(False)
     try:
@@ -264,4 +264,4 @@ def test_timms_switch_turns_fused_attention_off_everywhere(monkeypatch: pytest.M
         raise AssertionError("fused attention was used")
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", refuse)
-    torch.testing.assert_close(model(*batch()).parts, expected.parts)
+    torch.testing.assert_close(model(told(*batch())).parts, expected.parts)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from tests.models import SMALLEST, batch, build, switched
+from tests.models import SMALLEST, batch, build, switched, told
 from training.config import OptimizerConfig
 from training.methods.crossmae import CrossMAE, CrossMAEConfig, with_variant
 from training.methods.crossmae.config import EmbeddingConfig
@@ -59,7 +59,8 @@ def test_only_the_option_builds_one_and_the_rest_starts_the_same() -> None:
 def test_it_begins_as_the_encoders() -> None:
     model = build(EMA)
     assert_same(teacher_state(model), encoder_state(model))
-    assert torch.equal(model(*batch()).loss, build()(*batch()).loss)  # so the first step is that of `online`
+    loss = model(told(*batch())).loss
+    assert torch.equal(loss, build()(told(*batch())).loss)  # so the first step is that of `online`
 
 
 def test_targets_are_those_of_a_stored_copy() -> None:
@@ -102,7 +103,7 @@ def test_no_gradient_reaches_it_and_no_optimizer_holds_it(config: CrossMAEConfig
     before = {name: value.clone() for name, value in teacher_state(model).items()}
     model.train()
     assert not any(module.training for module in model.teacher.modules()) and model.image_encoder.training
-    model(*batch()).loss.backward()
+    model(told(*batch())).loss.backward()
     optimizer.step()
     assert all(p.grad is None and not p.requires_grad for p in model.teacher.parameters())
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -128,10 +129,10 @@ def test_it_travels_with_the_state() -> None:
 def test_a_frozen_teacher_must_be_given() -> None:
     model = build(FROZEN)
     with pytest.raises(ValueError, match=r"embedding.targets is 'teacher', but no teacher was loaded"):
-        model(*batch())
+        model(told(*batch()))
     model.load_state_dict(encoder_state(model), strict=False)  # MAE's weights, say: no teacher
     with pytest.raises(ValueError, match=r"no teacher was loaded"):
-        model(*batch())
+        model(told(*batch()))
 
 
 @pytest.mark.parametrize("as_state", [True, False])
@@ -147,7 +148,7 @@ def test_a_frozen_teacher_is_the_first_stage(as_state: bool) -> None:
     assert_same(teacher_state(model), encoder_state(first))
     resumed = build(FROZEN)
     resumed.load_state_dict(model.state_dict())
-    assert torch.equal(resumed(*batch()).loss, model(*batch()).loss)
+    assert torch.equal(resumed(told(*batch())).loss, model(told(*batch())).loss)
 
 
 def test_what_is_no_teacher_is_refused() -> None:

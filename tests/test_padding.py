@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from shards_spec.errors import UserError
-from tests.models import SMALLEST, batch, build, gradients, switched
+from tests.models import SMALLEST, batch, build, gradients, switched, told
 from training.finetune.augment import AugmentConfig, draw_mix, mixed_frames
 from training.finetune.classifier import Classifier
 from training.finetune.config import parse_finetune
@@ -126,10 +126,10 @@ def test_left_out_padding_reaches_nothing(kind: str) -> None:
     models = [build(leaving_out(KINDS[kind])) for _ in range(2)]
     parts, found = [], []
     for model, filling in zip(models, (0.8, -7.0), strict=True):
-        output = model(*padded(filling), valid_frames=FRAMES)
+        output = model(told(*padded(filling), FRAMES))
         output.loss.backward()
         parts.append(output.parts)
-        found.append(diagnose(model, *padded(filling), FRAMES))
+        found.append(diagnose(model, told(*padded(filling), FRAMES)))
     assert all(value.isfinite() for value in (parts[0] | found[0]).values())
     torch.testing.assert_close(parts[0], parts[1], rtol=0, atol=0)
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
@@ -141,17 +141,18 @@ def test_left_out_padding_reaches_nothing(kind: str) -> None:
 
 def test_counted_padding_counts_as_in_the_papers() -> None:
     model = build()
-    first, second = (model(*padded(filling), valid_frames=FRAMES).parts for filling in (0.8, -7.0))
+    first, second = (model(told(*padded(filling), FRAMES)).parts for filling in (0.8, -7.0))
     assert not any(torch.equal(first[name], second[name]) for name in first)
-    without = model(*padded(0.8)).parts
+    without = model(told(*padded(0.8))).parts
     torch.testing.assert_close(first, without, rtol=0, atol=0)  # nobody looks where it begins
 
 
 def test_without_padding_both_are_the_same() -> None:
     counted, left_out = build(), build(leaving_out(SMALLEST))
     whole = torch.full((2,), 1024)
-    torch.testing.assert_close(left_out(*batch(), valid_frames=whole).parts, counted(*batch()).parts)
-    torch.testing.assert_close(diagnose(left_out, *batch(), whole), diagnose(counted, *batch()), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(left_out(told(*batch(), whole)).parts, counted(told(*batch())).parts)
+    found, expected = diagnose(left_out, told(*batch(), whole)), diagnose(counted, told(*batch()))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_clip_is_its_valid_tokens_alone() -> None:
@@ -180,8 +181,8 @@ def test_a_clip_is_its_valid_tokens_alone() -> None:
 def test_a_batch_of_unequal_lengths_is_its_samples() -> None:
     config = replace(SMALLEST, contrast=replace(SMALLEST.contrast, enabled=False))
     model, inputs = build(leaving_out(config)), padded(0.8)
-    whole = model(*inputs, valid_frames=FRAMES).parts
-    alone = [model(*(x[i : i + 1] for x in inputs), valid_frames=FRAMES[i : i + 1]).parts for i in range(3)]
+    whole = model(told(*inputs, FRAMES)).parts
+    alone = [model(told(*(x[i : i + 1] for x in inputs), FRAMES[i : i + 1])).parts for i in range(3)]
     for name, part in whole.items():
         torch.testing.assert_close(part, torch.stack([parts[name] for parts in alone]).mean())
 
@@ -190,7 +191,7 @@ def test_another_clips_tokens_bring_their_own_padding() -> None:
     """The shuffled diagnosis: sample i with the Attentive Tokens, and those alone, that sample i - 1 has."""
     model = build(leaving_out(SMALLEST))
     image, fbank, seeds = padded(0.8)
-    found = diagnose(model, image, fbank, seeds, FRAMES)
+    found = diagnose(model, told(image, fbank, seeds, FRAMES))
     seen, heard = model.see_image(image, seeds), model.see_audio(fbank, seeds, FRAMES)
     assert model.image_decoder is not None and heard.is_chosen is not None
     assert heard.is_chosen.sum(dim=1).tolist() == [kept_count(kept_count(n, 0.25), 0.25) for n in TOKENS]
@@ -238,11 +239,11 @@ def test_losses_by_hand() -> None:
 def test_bf16_and_the_count_of_flops() -> None:
     config = leaving_out(SMALLEST)
     model = build(config)
-    exact = model(*padded(0.8), valid_frames=FRAMES).parts
+    exact = model(told(*padded(0.8), FRAMES)).parts
     with torch.autocast("cpu", torch.bfloat16):
-        found = model(*padded(0.8), valid_frames=FRAMES).parts
+        found = model(told(*padded(0.8), FRAMES)).parts
     torch.testing.assert_close(found, exact, rtol=0.02, atol=0)
-    assert flops_per_sample(config) == flops_per_sample(SMALLEST)
+    assert flops_per_sample("crossmae", config) == flops_per_sample("crossmae", SMALLEST)
 
 
 def test_a_classifier_leaves_it_out_too() -> None:

@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.datasets import make_dataset
-from tests.models import SMALLEST, batch, build, gradients
+from tests.models import SMALLEST, batch, build, gradients, told
 from training.config import TrainConfig
-from training.loop import Inputs, Loop, Window
+from training.loop import Loop, Window
 from training.methods.crossmae import crossmae_tiny
 from training.methods.crossmae.config import EmbeddingConfig, PixelConfig
+from training.methods.interface import Inputs
 from training.methods.shared.contrast import ContrastConfig
 from training.methods.shared.encoder import EncoderConfig
 from training.processes import compiled, start_processes
@@ -150,8 +151,8 @@ def test_compiled_within_ddp_no_gradient_is_lost(tmp_path: Path, monkeypatch: py
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         model = DistributedDataParallel(compiled(weights, "aot_eager"), bucket_cap_mb=0.12)
-        model(*batch(), None).loss.backward()
-        eager(*batch()).loss.backward()
+        model(told(*batch())).loss.backward()
+        eager(told(*batch())).loss.backward()
     finally:
         dist.destroy_process_group()
     for (name, parameter), expected in zip(weights.named_parameters(), eager.parameters(), strict=True):

@@ -11,10 +11,10 @@ from tests.datasets import make_dataset
 from tests.runs import SMALL, mistake
 from tools.where import describe
 from training.checkpoint import checkpoints, load_optimizer
-from training.config import parse_arguments
 from training.loop import Window
 from training.optimizer import learning_rate
 from training.processes import StopRequest, signals_given_back, start_processes
+from training.recipes import parse_arguments
 from training.train import make_loop
 
 BEGUN = ["--batch-size=2", "--epochs=4", "--fbank-mean=-3.5", "--optimizer.lr=1e-3", "--optimizer.warmup=0.2"]

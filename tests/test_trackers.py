@@ -13,8 +13,8 @@ from shards_spec.errors import UserError
 from tests.datasets import make_dataset
 from tests.runs import train
 from training.checkpoint import checkpoints
-from training.config import parse_arguments
 from training.processes import start_trackers
+from training.recipes import parse_arguments
 from training.run_folder import read_step_log
 
 # What Accelerate calls of wandb, and the error that wandb.init raises.

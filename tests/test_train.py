@@ -27,13 +27,14 @@ from tests.runs import (
 from tests.test_model_step import Waits
 from tools.make_world import main as make_world
 from training.checkpoint import checkpoints
-from training.config import parse_arguments
 from training.evaluate import main as evaluate
 from training.loop import Window
 from training.out_of_memory import out_of_memory_told
 from training.processes import StopRequest, signals_given_back, start_processes
+from training.recipes import parse_arguments
 from training.run_folder import read_step_log
-from training.train import Pretraining, main, make_loop
+from training.task import Pretraining
+from training.train import main, make_loop
 
 COMMON = ["--steps=8", "--batch-size=4", "--save-every=2", "--log-every=1", "--trace-keys", "--optimizer.lr=1e-3"]
 

@@ -17,12 +17,14 @@ from shards_spec.errors import UserError
 from tests.datasets import make_dataset
 from tests.runs import SMALL, command_line, environment, run_to_end, train, train_command
 from training.checkpoint import TrainState, checkpoints, read_state, save_checkpoint
-from training.config import OptimizerConfig, parse_arguments
-from training.first_stage import FbankScale
+from training.config import OptimizerConfig
 from training.optimizer import gradient_norms, learning_rate, make_optimizer
+from training.recipes import parse_arguments
 from training.resume import check_same_run
 from training.run_folder import StepLog, read_step_log
-from training.train import Pretraining, main
+from training.task import Pretraining
+from training.train import main
+from training.trained import FbankScale
 
 SCALE = FbankScale(mean=-4.0, std=4.0)  # of the datasets of tests/datasets.py
 COMMON = ["--steps=6", "--batch-size=4", "--save-every=2", "--log-every=1", "--optimizer.lr=1e-3"]

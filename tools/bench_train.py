@@ -27,10 +27,9 @@ from shards_spec.command_line import one_line_errors, parse
 from shards_spec.errors import UserError
 from tools.benchmarks.train_step import Stored, Timed, Trainer, product_rate, random_batches
 from tools.count_model import count
-from training.config import Variant
 from training.flops import flops_per_sample, peak_flops
 from training.methods.crossmae import PRESETS, CrossMAEConfig, with_variant
-from training.methods.crossmae.config import Preset
+from training.methods.crossmae.config import Preset, Variant
 from training.stream.index import open_index
 from training.stream.loader import load
 from training.stream.order import Place, SampleStream
@@ -124,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
 def facts(bench: Bench) -> str:
     """What was timed and how much there is to compute, in two lines."""
     where = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else _cpu_threads()
-    macs = count(bench.model)[-1].macs
+    macs = count("crossmae", bench.model)[-1].macs
     return (
         f"{bench.name}, batch {bench.batch_size}, {str(bench.dtype).removeprefix('torch.')}, {where}, "
         f"torch {torch.__version__}\n"
@@ -183,7 +182,7 @@ def _decide(config: BenchConfig) -> Bench:
         batch_size=config.batch_size or (64 if is_gpu else 8),
         dtype=dtype,
         device=device,
-        flops=flops_per_sample(model),
+        flops=flops_per_sample("crossmae", model),
         peak=peak_flops(device, dtype),
     )
 

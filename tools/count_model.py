@@ -2,6 +2,7 @@
 
     python -m tools.count_model                      crossmae-base, the paper's model
     python -m tools.count_model --preset crossmae-tiny --variant selfmae
+    python -m tools.count_model --preset cav-mae-base
 
 GMACs are a sample's multiply-adds in matrix products, convolutions and attention (half of torch's FLOP count), of the
 forward pass; a backward pass costs twice as much, but the full view that makes targets has none. Nothing is computed:
@@ -10,26 +11,28 @@ the model lives on the meta device.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from shards_spec.command_line import one_line_errors, parse
-from training.config import Variant
-from training.methods.crossmae import PRESETS, CrossMAE, CrossMAEConfig, with_variant
-from training.methods.crossmae.config import Preset
+from training.flops import forward_flops
+from training.methods import METHODS
+from training.methods.crossmae import CrossMAE, CrossMAEConfig
 from training.methods.shared.patches import FBANK_SHAPE, IMAGE_CHANNELS, IMAGE_SHAPE
+from training.recipes import recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class CountConfig:
     """Counts parameters and multiply-adds of a model by part."""
 
-    preset: Preset = "crossmae-base"
-    """Size of the model."""
-    variant: Variant = "crossmae"
-    """Row of the paper's Table 2."""
+    preset: str = "crossmae-base"
+    """Whose model, as of train.py."""
+    variant: str | None = None
+    """The method's own, as of train.py."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,18 @@ class Part:
     macs: int
 
 
-def count(config: CrossMAEConfig) -> list[Part]:
-    """The parts of a model, and the whole as `forward` runs it."""
+def count(method: str, config: Any) -> list[Part]:
+    """The whole of a model as `forward` runs it, and of CrossMAE its parts."""
+    with torch.device("meta"):
+        model = METHODS[method].build(config)
+        model.pretend_ready()
+    macs = forward_flops(model) // 2
+    parts = count_crossmae(config) if isinstance(model, CrossMAE) else []
+    return [*parts, Part("all", _size(model), macs)]
+
+
+def count_crossmae(config: CrossMAEConfig) -> list[Part]:
+    """The parts of a CrossMAE."""
     with torch.device("meta"):
         model = CrossMAE(config)
         image, fbank = torch.empty(1, IMAGE_CHANNELS, *IMAGE_SHAPE), torch.empty(1, *FBANK_SHAPE)
@@ -70,7 +83,7 @@ def count(config: CrossMAEConfig) -> list[Part]:
             of_audio = _macs(lambda: audio_encoder.full_view(spectrogram))
             parts += [Part("image encoder, full view (targets)", None, of_image)]
             parts += [Part("audio encoder, full view (targets)", None, of_audio)]
-    return [*parts, Part("all", _size(model), _macs(lambda: model(image, fbank, seeds)))]
+    return parts
 
 
 def table(parts: list[Part]) -> str:
@@ -86,7 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
     """The command."""
     with one_line_errors("python -m tools.count_model"):
         config = parse(CountConfig, arguments)
-        print(table(count(with_variant(PRESETS[config.preset](), config.variant))))
+        run = recipe(config.preset, config.variant)
+        print(table(count(run.method, run.model)))
 
 
 def _size(module: nn.Module) -> int:

@@ -30,7 +30,7 @@ from tools.embedding.files import Failed, FileSample, read_files
 from tools.embedding.picture import localization_picture
 from training.evaluation.features import LoadedModel, load_model
 from training.evaluation.localization import heatmaps
-from training.methods.shared.encoder import Features
+from training.methods.interface import Features
 from training.out_of_memory import out_of_memory_told
 
 # N files with a sample, D features.
@@ -132,7 +132,7 @@ def embed(
     for batch in _batches(read, batch_size, failures):
         rows.append(_encode(loaded, batch, pictures))
         names += [(sample.path, sample.key) for sample in batch]
-    none = np.zeros((0, loaded.model.config.encoder.dim), np.float32)
+    none = np.zeros((0, loaded.model.dim), np.float32)
     return Embedded(
         paths=[path for path, _ in names],
         keys=[key for _, key in names],

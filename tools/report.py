@@ -25,7 +25,7 @@ from tools.pages.report import DatasetFacts, Report, page
 from tools.reporting.examples import Thumbnails, frame_with_boxes, localize, retrieve, with_boxes
 from tools.reporting.queries import query_pictures
 from tools.reporting.runs import read_run, run_names
-from tools.reporting.samples import Stored, first_numbers, original, pictures, read_samples, see
+from tools.reporting.samples import Stored, first_numbers, original, pictures, read_samples
 from training.checkpoint import CONFIG_FILE, read_state
 from training.evaluation.features import LoadedModel, load_model
 from training.stream.cache_folder import FetchError
@@ -164,10 +164,10 @@ class _Shown:
     def run(self, run: int, loaded: LoadedModel) -> None:
         """Adds what a run's model makes of the samples. `run` is its number on the page."""
         for number, (stored, sample) in enumerate(zip(self.stored, self.report.samples, strict=True)):
-            seen = see(loaded, stored)
-            sample.of_runs.append(pictures(loaded, stored, seen, run))
+            drawn = pictures(loaded, stored, run)
+            sample.of_runs += [] if drawn is None else [drawn]
             if number < _QUERIES_OF:
-                found, spread = query_pictures(loaded, stored, seen, run)
+                found, spread = query_pictures(loaded, stored, run)
                 self.report.queries += found
                 if number == 0 and spread:
                     self.report.query_spread[run] = (spread[0], spread[1])

@@ -40,8 +40,8 @@ from tools.ablation.plan import ROWS, TABLE_2, TRAIN, Budget, Run, Start, planne
 from tools.ablation.processes import Job, stop
 from tools.ablation.table import order_lines, table_rows, text_table
 from training.checkpoint import checkpoint_folder
-from training.config import parse_arguments
 from training.methods.crossmae.config import Preset
+from training.recipes import parse_arguments
 from training.stream.index import open_index
 
 _MEASURED = "world.json"

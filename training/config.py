@@ -1,36 +1,25 @@
-"""Everything a training run can be told, and the presets. The command line of train.py is generated from this.
+"""Everything a training run can be told. The command line of train.py is generated from this.
 
 RunConfig          what every run of the loop takes; `optimizer` is nested
 TrainConfig        what pre-training takes beside it; `model` is nested
-parse_arguments    --preset and --variant (or the run that goes on) choose the defaults, every other flag overrides them
+
+The presets, and the command line that they begin, are in recipes/.
 """
 
 import argparse
-import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
-from shards_spec.command_line import parse
 from shards_spec.errors import UserError
-from training.checkpoint import CONFIG_FILE, STATE_FILE, checkpoints, read_json
-from training.methods.crossmae.config import (
-    PRESETS,
-    CrossMAEConfig,
-    Preset,
-    config_from_dict,
-    config_to_dict,
-    crossmae_base,
-    with_variant,
-)
-from training.methods.shared.contrast import MIN_TEMPERATURE
+from training.augment import AugmentConfig
+from training.checkpoint import STATE_FILE, checkpoints
 from training.stream.cache_folder import DEFAULT_SIZE, parse_size
 
-Variant = Literal["crossmae", "cl-av", "selfmae", "cl-selfmae", "cl-crosscdtmae", "cl-crossembmae"]
 MixedPrecision = Literal["no", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -40,19 +29,26 @@ class OptimizerConfig:
     """Adam as the paper's section A.3 gives it; what it leaves open follows MAE."""
 
     kind: Literal["adamw", "adam_l2"] = "adamw"
-    """AdamW (decoupled decay, as MAE), or the letter of A.3: "Adam", whose "weight decay" is L2 in the gradient."""
+    """AdamW (decoupled decay, as MAE), or Adam, whose decay is L2 in the gradient (A.3 by its letter; CAV-MAE)."""
     lr: float = 2e-5
     """Peak learning rate, absolute ("a learning rate set to 2e-5")."""
     scale_lr: bool = False
     """Read lr as MAE's base rate: the peak is lr x batch / 256."""
     weight_decay: float = 0.05
-    """On the weights of layers: none on biases, norms, tokens, positions and queries."""
-    decay_tokens: bool = False
-    """Decay learned tokens, positions and queries as well: MAE decays [CLS] and mask tokens in pre-training."""
+    """Of what `decay_on` names."""
+    decay_on: Literal["layers", "tokens", "all"] = "layers"
+    """The weights of layers alone; learned tokens, positions and queries as well (MAE decays [CLS] and mask tokens in
+    pre-training); or everything, biases and norms too (CAV-MAE)."""
     betas: tuple[float, float] = (0.9, 0.95)
     """As MAE pre-training."""
     warmup: float = 0.05
-    """Share of the run in which the rate rises linearly from 0; it then falls to 0 along a half cosine."""
+    """Share of the run in which the rate rises linearly from 0."""
+    schedule: Literal["cosine", "halving"] = "cosine"
+    """After it: a half cosine down to `least_lr`, or constant but for the epochs in which it is halved."""
+    least_lr: float = 0.0
+    """Where the half cosine ends."""
+    halve_after: tuple[int, ...] = ()
+    """Epochs after which the rate is halved (CAV-MAE: 10, 15, 20)."""
     clip_grad: float | None = None
     """Largest norm of the gradient, None for no limit."""
 
@@ -65,6 +61,16 @@ class OptimizerConfig:
             raise ValueError(
                 f"--optimizer.betas must be numbers from 0 to below 1, got {' '.join(map(str, self.betas))}"
             )
+        if not 0 <= self.least_lr <= self.lr:
+            raise ValueError(f"--optimizer.least-lr must be from 0 to --optimizer.lr, got {self.least_lr}")
+        if any(epoch < 1 for epoch in self.halve_after):
+            raise ValueError(
+                f"--optimizer.halve-after are epochs from 1 on, got {' '.join(map(str, self.halve_after))}"
+            )
+        if self.halve_after and self.schedule != "halving":
+            raise ValueError("--optimizer.halve-after needs --optimizer.schedule halving")
+        if self.least_lr and self.schedule != "cosine":
+            raise ValueError("--optimizer.least-lr needs --optimizer.schedule cosine")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"--optimizer.warmup is a share of the steps, 0 to 1, got {self.warmup}")
         if self.clip_grad is not None and not 0 < self.clip_grad < math.inf:
@@ -205,17 +211,23 @@ class RunConfig:
         """JSON values of every field, as config.json holds them."""
         plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
         lists = {"data": list(self.data), "report_to": list(self.report_to)}
-        return plain | lists | {"order": self.order, "optimizer": asdict(self.optimizer)}
+        optimizer = asdict(self.optimizer)
+        optimizer = {name: list(value) if isinstance(value, tuple) else value for name, value in optimizer.items()}
+        return plain | lists | {"order": self.order, "optimizer": optimizer}
+
+
+Model = TypeVar("Model")  # a method's config
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(RunConfig):
-    """Trains CrossMAE on a dataset that make-shards wrote: accelerate launch train.py --data DIR --out RUN."""
+class TrainConfig(RunConfig, Generic[Model]):
+    """Pre-trains a method on a dataset that make-shards wrote: train.py --preset PRESET --data DIR --out RUN."""
 
-    preset: Preset = "crossmae-base"
-    """Model size and the settings that go with it."""
-    variant: Variant = "crossmae"
-    """Row of the paper's Table 2."""
+    preset: str = "crossmae-base"
+    """A whole run of a method (training/recipes): model, optimizer, batch, epochs, augmentation."""
+    variant: str = "crossmae"
+    """The method's own: of CrossMAE a row of the paper's Table 2, of CAV-MAE a model of its section 3."""
+    method: tyro.conf.Suppress[tyro.conf.Fixed[str]] = "crossmae"  # of the preset
     init: Path | None = None
     """Start from the weights of another run or checkpoint: every part of the same name, shape and heads."""
     init_visual: Path | None = None
@@ -229,38 +241,31 @@ class TrainConfig(RunConfig):
     contrast_cache: bool = False
     """With --device-batch-size: the contrastive loss of the whole batch all the same (GradCache, Gao et al. 2021),
     for one more forward pass of both encoders. Without it the loss sees the pieces only."""
-    model: CrossMAEConfig = field(default_factory=crossmae_base)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: Model
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        contrast, embedding = self.model.contrast, self.model.embedding
-        # Refused here and not by the model's config, which reads what older runs wrote.
-        if self.contrast_cache and not contrast.enabled:
+        model: Any = self.model
+        model.check_new_run()
+        if self.contrast_cache and not model.has_contrast:
             raise ValueError(
-                "--contrast-cache is given, but the model has no contrastive loss (model.contrast.enabled is False):"
-                " leave it out, or take a --variant that has one, as every one but selfmae"
-            )
-        if embedding.targets in ("ema", "teacher") and not embedding.enabled:
-            raise ValueError(
-                f"--model.embedding.targets is {embedding.targets}, but the model has no embedding loss"
-                " (model.embedding.enabled is False): leave it out, or take --variant crossmae or cl-crossembmae"
-            )
-        if contrast.learnable_temperature and contrast.temperature < MIN_TEMPERATURE:
-            raise ValueError(
-                f"--model.contrast.temperature is {contrast.temperature}, where a learned one starts: allowed are"
-                f" {MIN_TEMPERATURE}, below which it never falls, and more"
+                "--contrast-cache is given, but the model has no contrastive loss: leave it out, or take a --variant"
+                " that has one"
             )
 
     @property
     def note_on_pieces(self) -> str | None:
         """What is to be known where a batch is taken in several pieces."""
-        if self.contrast_cache or not self.model.contrast.enabled:
+        model: Any = self.model
+        if self.contrast_cache or not model.has_contrast:
             return None
         return "the contrastive loss sees the samples of one piece, not of the whole batch (--contrast-cache does)"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values of every field, as config.json holds them."""
-        return super().to_dict() | {"model": config_to_dict(self.model)}
+        model: Any = self.model
+        return super().to_dict() | {"model": asdict(model), "augment": asdict(self.augment)}
 
 
 def checkpoint_of_run(arguments: Sequence[str] | None) -> Path | None:
@@ -274,30 +279,3 @@ def checkpoint_of_run(arguments: Sequence[str] | None) -> Path | None:
         return None
     found = [folder] if (folder / STATE_FILE).is_file() else checkpoints(folder)
     return found[-1] if found else None
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> TrainConfig:
-    """The configuration that the command line asks for.
-
-    --preset and --variant choose the model; where neither is given and the run goes on from a checkpoint, its model is
-    taken. Every other flag overrides them.
-
-    Raises:
-        UserError: unknown options, malformed or contradictory values.
-        SystemExit: --help was asked for.
-    """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", nargs="?")
-    first.add_argument("--variant", nargs="?")
-    chosen, _ = first.parse_known_args(arguments)
-    preset: Any = chosen.preset or "crossmae-base"
-    variant = chosen.variant or "crossmae"
-    known = preset in PRESETS and variant in get_args(Variant)  # else tyro names the allowed ones
-    defaults: dict[str, Any] = {"model": with_variant(PRESETS[preset](), variant) if known else crossmae_base()}
-    if chosen.preset is None and chosen.variant is None and (checkpoint := checkpoint_of_run(arguments)) is not None:
-        began = read_json(checkpoint / CONFIG_FILE)
-        with contextlib.suppress(KeyError, TypeError, ValueError):  # resuming says what it is instead
-            names = {name: began[name] for name in ("preset", "variant")}
-            defaults = names | {"model": config_from_dict(began["model"])}
-    default = TrainConfig(data=tyro.MISSING, out=tyro.MISSING, **defaults)  # MISSING: these two must be given
-    return parse(TrainConfig, arguments, prog="train.py", default=default)

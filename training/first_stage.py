@@ -8,29 +8,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from shards_spec.errors import UserError
-from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint, read_config
 from training.config import RunConfig
-from training.methods.crossmae.config import CrossMAEConfig, config_from_dict
+from training.methods.crossmae.config import CrossMAEConfig
 from training.methods.shared.encoder import EncoderConfig
 from training.stream.index import DatasetIndex
+from training.trained import FbankScale, read_trained
 
 _PATCHES = "audio_encoder.patch_embed.proj"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FbankScale:
-    """What a model's fbanks are normalised with: (fbank - mean) / std."""
-
-    mean: float
-    std: float
-
-    def __str__(self) -> str:
-        return f"mean {self.mean:.6g} and std {self.std:.6g}"
 
 
 def fbank_scale(config: RunConfig, index: DatasetIndex) -> FbankScale:
@@ -99,21 +87,16 @@ class FirstStage:
         return [f"  adapted: its audio patch embedding, from fbanks of {self.scale} to this run's {scale}"]
 
 
-def read_first_stage(path: Path) -> FirstStage:
-    """What a checkpoint, a run folder (its newest) or a folder of `save_pretrained` tells of its model.
+def read_first_stage(path: Path, option: str) -> FirstStage:
+    """What a checkpoint, a run folder (its newest) or a folder of `save_pretrained` tells of its CrossMAE.
+
+    Args:
+        option: that names it, for messages.
 
     Raises:
-        UserError: there is none, or it is none of this program.
+        UserError: there is none, or it is none of this program, or of another method.
     """
-    folder = path if (path / WEIGHTS_FILE).is_file() else find_checkpoint(path)
-    config = read_config(folder)
-    try:
-        scale = FbankScale(mean=float(config["fbank_mean"]), std=float(config["fbank_std"]))
-        return FirstStage(folder=folder, model=_model(config), scale=scale)
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{folder / CONFIG_FILE} describes no CrossMAE of this program: {error!r}") from error
-
-
-def _model(config: dict[str, Any]) -> CrossMAEConfig:
-    """The model of a run; of a fine-tuning run only the encoders are described."""
-    return config_from_dict({"encoder": config["model"]["encoder"]} if "finetune" in config else config["model"])
+    trained = read_trained(path)
+    if not isinstance(trained.model, CrossMAEConfig):
+        raise UserError(f"{option}: {trained.folder} is of {trained.method.title}, expected a CrossMAE")
+    return FirstStage(folder=trained.folder, model=trained.model, scale=trained.scale)

@@ -4,13 +4,18 @@ A multiply-add counts as two FLOPs. Counted are matrix products, convolutions an
 has them; the rest (norms, GELU, softmax, masks, optimizer) is memory traffic.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.methods.crossmae import CrossMAE, CrossMAEConfig
+from shards_spec.sample import SAMPLE_RATE
+from training.methods import METHODS
+from training.methods.interface import Inputs, Model
 from training.methods.shared.patches import FBANK_SHAPE, IMAGE_CHANNELS, IMAGE_SHAPE
 
 # Dense bf16 (and fp16) FLOP/s by the name that CUDA gives, from NVIDIA's data sheets, whose figures "with sparsity" are
@@ -25,25 +30,52 @@ _PEAKS = {
 }
 
 
-def flops_per_sample(config: CrossMAEConfig) -> int:
-    """FLOPs of forward and backward of one sample, the targets' pass without gradient forward alone.
+def flops_per_sample(method: str, config: Any) -> int:
+    """FLOPs of forward and backward of one sample, what has no gradient forward alone.
 
     Counted once on the meta device, in seconds and without memory, for a batch of one: the contrastive loss's matrix of
     a whole batch adds nothing that shows. What `checkpoint_activations` computes a second time does not count, so that
     MFU stays a measure of use.
+
+    Args:
+        method: as config.json names it.
+        config: of its model.
     """
-    embedding = config.embedding
-    if embedding.targets == "teacher":  # the same work as `ema`, and no weights are asked for
-        embedding = replace(embedding, targets="ema")
     with torch.device("meta"):
-        model = CrossMAE(replace(config, checkpoint_activations=False, embedding=embedding))
-        image, fbank = torch.empty(1, IMAGE_CHANNELS, *IMAGE_SHAPE), torch.empty(1, *FBANK_SHAPE)
-        seeds, valid_frames = (torch.empty(1, dtype=torch.int64) for _ in range(2))
-    # MATH: the counter knows matrix products everywhere, but the fused kernels of CUDA only. These compute a score
-    # matrix a second time in the backward pass, which is left out with the other recomputation.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(image, fbank, seeds, valid_frames=valid_frames).loss.backward()
+        model = METHODS[method].build(replace(config, checkpoint_activations=False))
+    model.pretend_ready()
+    with _counting() as counter:
+        model(_meta_inputs(model)).loss.backward()
     return counter.get_total_flops()
+
+
+def forward_flops(model: Model) -> int:
+    """FLOPs of a forward pass of one sample by a model on the meta device."""
+    with _counting() as counter:
+        model(_meta_inputs(model))
+    return counter.get_total_flops()
+
+
+@contextmanager
+def _counting() -> Iterator[FlopCounterMode]:
+    """MATH: the counter knows matrix products everywhere, but the fused kernels of CUDA only. These compute a score
+    matrix a second time in the backward pass, which is left out with the other recomputation.
+    """
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        yield counter
+
+
+def _meta_inputs(model: Model) -> Inputs:
+    reads = model.reads
+    with torch.device("meta"):
+        return Inputs(
+            image=torch.empty(1, reads.frames, IMAGE_CHANNELS, *IMAGE_SHAPE),
+            fbank=torch.empty(1, *FBANK_SHAPE),
+            seeds=torch.empty(1, dtype=torch.int64),
+            numbers=torch.empty(1, dtype=torch.int64),
+            valid_frames=torch.empty(1, dtype=torch.int64),
+            waveform=torch.empty(1, round(reads.waveform_seconds * SAMPLE_RATE)) if reads.waveform_seconds else None,
+        )
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from shards_spec.errors import UserError
 from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE
-from training.first_stage import FbankScale, FirstStage, read_first_stage
+from training.first_stage import FirstStage, read_first_stage
 from training.initial_decoders import find_decoder
 from training.methods.crossmae import CrossMAE, CrossMAEConfig
 from training.methods.shared.patches import FBANK_GRID
 from training.tensor_files import check_types, read_safetensors, read_torch
+from training.trained import FbankScale
 
 Modality = Literal["image", "audio"]
 _KERNEL = "patch_embed.proj.weight"
@@ -110,8 +111,8 @@ def _first_stage_of(path: Path, tensors: dict[str, Tensor], model: CrossMAE, mod
     is_ours = f"{modality}_encoder.{_KERNEL}" in tensors and path.name == WEIGHTS_FILE
     if not is_ours or not (path.parent / CONFIG_FILE).is_file():
         return None
-    first = read_first_stage(path.parent)
     option = "--init-visual" if modality == "image" else "--init-audio"
+    first = read_first_stage(path.parent, option)
     first.check_encoders(model.config.encoder, option=option, flag="--model.encoder")
     return first
 
@@ -131,7 +132,7 @@ def initialise_from_run(model: CrossMAE, checkpoint: Path, scale: FbankScale) ->
     Raises:
         UserError: there is none, or its encoders are of another size or other heads.
     """
-    first = read_first_stage(checkpoint)
+    first = read_first_stage(checkpoint, "--init")
     first.check_encoders(model.config.encoder, option="--init", flag="--model.encoder")
     path = first.folder / WEIGHTS_FILE
     state = first.to_scale(read_safetensors(path, "use another checkpoint"), scale)
@@ -184,7 +185,7 @@ def take_teacher(model: CrossMAE, checkpoint: Path, scale: FbankScale) -> list[s
     Raises:
         UserError: there is none, its encoders are of another size or other heads, or the targets are others.
     """
-    first = read_first_stage(checkpoint)
+    first = read_first_stage(checkpoint, "--teacher")
     first.check_encoders(model.config.encoder, option="--teacher", flag="--model.encoder")
     path = first.folder / WEIGHTS_FILE
     weights = read_safetensors(path, "use another checkpoint")

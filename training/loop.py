@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
@@ -29,9 +29,10 @@ from training.checkpoint import (
     set_later_aside,
     write_json,
 )
-from training.config import OptimizerConfig, RunConfig
-from training.first_stage import FbankScale, fbank_scale
+from training.config import RunConfig
+from training.first_stage import fbank_scale
 from training.flops import peak_flops
+from training.methods.interface import Inputs
 from training.optimizer import gradient_norms, learning_rate
 from training.processes import StopRequest, compiled, lay_out_gradients, start_trackers
 from training.resume import check_same_run, checkpoint_to_resume, going_on, how_to_go_on, resume_optimizer
@@ -42,6 +43,7 @@ from training.stream.loader import Batch, Normalise, count_valid_frames, load
 from training.stream.order import Place, SampleStream
 from training.stream.shares import rank_shares
 from training.stream.waiting import StopWaiting
+from training.task import Task
 
 
 class NonFiniteLossError(RuntimeError):
@@ -50,57 +52,6 @@ class NonFiniteLossError(RuntimeError):
 
 class NotSavedError(RuntimeError):
     """The last checkpoint of a run could not be written."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """What a process takes at once, on its device. B samples."""
-
-    image: Tensor  # float [B, 3, 224, 224], normalised
-    fbank: Tensor  # float [B, 1024, 128], normalised
-    valid_frames: Tensor  # int64 [B], the fbank's rows before padding
-    seeds: Tensor  # int64 [B], of every random choice for the sample
-    numbers: Tensor  # int64 [B], sample numbers in the index; on the CPU
-
-
-class Task(Protocol):
-    """What the loop trains. Pre-training is one (train.py), fine-tuning another (finetune.py)."""
-
-    @property
-    def weights(self) -> nn.Module:
-        """The model as it is saved: all that inference and resuming need of it."""
-
-    @property
-    def identity(self) -> tuple[str, ...]:
-        """Keys of config.json in which a checkpoint must agree with the run that resumes it."""
-
-    @property
-    def needs_all_pieces(self) -> bool:
-        """Whether `look_ahead` must see all pieces of a step before the first is taken."""
-
-    def initialise(self, scale: FbankScale) -> list[str]:
-        """Prepares the weights of a run that does not resume; what it did, in lines to print.
-
-        `scale` is what fbanks are normalised with.
-        """
-
-    def make_optimizer(self, options: OptimizerConfig) -> torch.optim.Optimizer:
-        """The optimizer; a group's `lr_scale` multiplies the rate of the step."""
-
-    def look_ahead(self, pieces: list[Inputs]) -> None:
-        """Called before the first piece of a step where `needs_all_pieces`."""
-
-    def losses(self, model: nn.Module, inputs: Inputs, piece: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a piece of the batch, and its parts, scalars without gradient."""
-
-    def after_step(self, done: float, in_all: float) -> None:
-        """Called after each optimizer step, of which there are `done` of `in_all`, as `learning_rate` counts them."""
-
-    def diagnose(self, inputs: Inputs) -> dict[str, Tensor]:
-        """What tells learning from collapse: scalars on the device."""
-
-    def flops_per_sample(self) -> int | None:
-        """Floating-point operations of a step for a sample, forward and backward; None where nobody counted them."""
 
 
 @dataclass
@@ -200,7 +151,7 @@ class Loop:
     def _one_step(self, batches: Iterator[Batch], window: Window) -> None:
         """Forward, backward and update for the next batch of the order; then, and only then, the place moves on."""
         done, in_all = self._progress()
-        rate = learning_rate(done, in_all, self.config.optimizer, self.config.batch_size)
+        rate = learning_rate(done, in_all, self.config.optimizer, self.config.batch_size, epoch=self.place.epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         pieces = self._pieces(batches, window)
@@ -234,7 +185,7 @@ class Loop:
         self.place = self.place.advance(self.config.batch_size, len(self.index))
 
     def _pieces(self, batches: Iterator[Batch], window: Window) -> Iterator[Inputs]:
-        """This process's share of the next step, in pieces, normalised on the device."""
+        """This process's share of the next step, in pieces, normalised and augmented on the device."""
         device = self.accelerator.device
         for _ in range(self.micro_steps):
             asked = time.perf_counter()
@@ -244,14 +195,17 @@ class Loop:
             if self.keys_log is not None:
                 self.keys_log.write({"step": self.step + 1, "keys": batch.keys})
             stored = batch.fbank.to(device, non_blocking=True)
-            image, fbank = self.normalise(batch.image[:, 0].to(device, non_blocking=True), stored)
-            yield Inputs(
+            image, fbank = self.normalise(batch.image.to(device, non_blocking=True), stored)
+            inputs = Inputs(
                 image=image,
                 fbank=fbank,
                 valid_frames=count_valid_frames(stored),
                 seeds=batch.seeds.to(device, non_blocking=True),
                 numbers=batch.numbers,
+                waveform=None if batch.sound is None else batch.sound.to(device, non_blocking=True).float() / 32768,
+                heard=None if batch.heard is None else batch.heard.to(device, non_blocking=True),
             )
+            yield self.task.prepare(inputs)
 
     # ---------------------------------------------------------------- what it reads
 

@@ -41,14 +41,16 @@ def decayed(model: nn.Module, config: OptimizerConfig) -> set[int]:
 
     Told by the layer that a parameter belongs to, not by its shape. Biases, norms, tokens, queries, positions and
     temperatures are not decayed. MAE's fine-tuning spares the same ones; its pre-training spares biases and what has
-    one dimension, so it decays [CLS] and mask tokens: `decay_tokens`.
+    one dimension, so it decays [CLS] and mask tokens: `decay_on` tokens. CAV-MAE decays all.
     """
+    if config.decay_on == "all":
+        return {id(parameter) for parameter in model.parameters()}
     found = set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             is_matrix = isinstance(module, _LAYERS) and name.endswith("weight")
             is_token = parameter.ndim > 1 and not name.endswith("bias")
-            if is_matrix or (config.decay_tokens and is_token):
+            if is_matrix or (config.decay_on == "tokens" and is_token):
                 found.add(id(parameter))
     return found
 
@@ -82,17 +84,22 @@ def load_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any], order:
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def learning_rate(done: float, in_all: float, config: OptimizerConfig, batch_size: int) -> float:
-    """The rate of the step after `done` of `in_all`: linear warm-up, then half a cosine to 0.
+def learning_rate(done: float, in_all: float, config: OptimizerConfig, batch_size: int, *, epoch: int = 0) -> float:
+    """The rate of the step after `done` of `in_all`: linear warm-up, then half a cosine, or halved at epochs.
 
     Both are counted in steps of this batch size. Where a run changed its batch size they are no whole numbers.
+
+    Args:
+        epoch: whole passes over the data that are done.
     """
     peak = config.lr * batch_size / 256 if config.scale_lr else config.lr
     warmup = round(config.warmup * in_all)
     if done < warmup:
         return peak * min(done + 1, warmup) / warmup
+    if config.schedule == "halving":
+        return peak * 0.5 ** sum(epoch >= after for after in config.halve_after)
     progress = (done - warmup) / max(in_all - warmup, 1)
-    return peak * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return config.least_lr + (peak - config.least_lr) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 def gradient_norms(model: nn.Module) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from training.checkpoint import (
     read_state,
 )
 from training.config import OptimizerConfig, RunConfig
-from training.methods.crossmae.config import config_from_dict, config_to_dict
+from training.methods import method_of
 from training.optimizer import in_order, load_moments
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -29,7 +29,16 @@ _AT_THE_START = ("init", "init_visual", "init_audio", "teacher")
 # elsewhere. A change of anything else is told.
 _NOT_TOLD = {
     *("out", "resume", "workers", "cache_dir", "cache_size", "save_every", "keep", "log_every", "trace_keys"),
-    *("report_to", "diagnose_every", "preset", "variant", "recipe", "dataset_recipe", "checkpoint_activations"),
+    *(
+        "report_to",
+        "diagnose_every",
+        "preset",
+        "variant",
+        "method",
+        "recipe",
+        "dataset_recipe",
+        "checkpoint_activations",
+    ),
     *("data", "seed", "order", "shuffle", "window", "weights", "balanced", "model", "finetune"),
     *("fbank_mean", "fbank_std", *_AT_THE_START),
 }
@@ -193,11 +202,11 @@ def resume_optimizer(
 
 def _comparable(name: str, config: dict[str, Any]) -> Any:
     """A part of config.json. The model's: without what changes no value, with what older versions did not know."""
-    values = config.get(name)
+    values = config.get(name, "crossmae" if name == "method" else None)
     if name != "model" or values is None:
         return values
     try:
-        return config_to_dict(replace(config_from_dict(values), checkpoint_activations=False))
+        return asdict(replace(method_of(config).config_from_dict(values), checkpoint_activations=False))
     except (ValueError, TypeError):  # a newer version's: what it has beside ours differs, and is named
         return values
 

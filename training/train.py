@@ -1,33 +1,25 @@
-"""Pre-training: `accelerate launch train.py --data DIR --out RUN`. The loop is in loop.py, the model in model/."""
+"""Pre-training: `accelerate launch train.py --data DIR --out RUN`. The loop is in loop.py, the models in methods/."""
 
 import sys
 from contextlib import nullcontext
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
 
 from shards_spec.command_line import one_line_errors
-from shards_spec.errors import DamagedSampleError, UserError
+from shards_spec.errors import DamagedSampleError
 from shards_spec.messages import tell
-from training.config import OptimizerConfig, TrainConfig, parse_arguments
-from training.contrast_cache import cache_contrast
+from training.config import TrainConfig
 from training.finetune.config import FinetuneConfig, parse_finetune
 from training.finetune.finetune import make_finetune_loop
-from training.first_stage import FbankScale
-from training.flops import flops_per_sample
-from training.initial_weights import initialise, initialise_from_run, take_teacher
-from training.loop import Inputs, Loop, NonFiniteLossError, NotSavedError
-from training.methods.crossmae.diagnostics import diagnose
-from training.methods.crossmae.model import CrossMAE
-from training.methods.shared.contrast import CachedContrast
-from training.optimizer import make_optimizer
+from training.loop import Loop, NonFiniteLossError, NotSavedError
 from training.out_of_memory import out_of_memory_told
 from training.processes import signals_given_back, start_processes
+from training.recipes import parse_arguments
 from training.stream.cache_folder import FetchError
 from training.stream.index import open_index
 from training.stream.order import SampleStream
 from training.stream.ring import WorkerError
+from training.task import Pretraining
 
 _NEEDS_LESS_MEMORY = "a smaller --device-batch-size needs less memory, and so does activation checkpointing (--help)"
 EXIT_STOPPED = 75  # saved and stopped on a signal, to be continued (EX_TEMPFAIL of sysexits.h)
@@ -68,64 +60,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def make_loop(config: TrainConfig, accelerator: Accelerator) -> Loop:
     """The loop of a pre-training run, ready to go."""
-    index = open_index(*config.data, cache_dir=config.cache_dir, cache_size=config.cache_size)
+    task = Pretraining(config, world=accelerator.num_processes)
+    reads = task.weights.reads
+    index = open_index(*config.data, cache_dir=config.cache_dir, cache_size=config.cache_size, reads=reads)
     stream = SampleStream(index.counts, seed=config.seed, window=config.shuffle_window, weights=config.weight_list)
-    return Loop(config, accelerator, index, stream, Pretraining(config, world=accelerator.num_processes))
-
-
-class Pretraining:
-    """CrossMAE and its loss, for the loop."""
-
-    identity: tuple[str, ...] = ("model",)
-
-    def __init__(self, config: TrainConfig, *, world: int = 1) -> None:
-        self.config = config
-        torch.manual_seed(config.seed)
-        self.weights = CrossMAE(config.model)
-        self.needs_all_pieces = config.contrast_cache and config.micro_steps(world) > 1  # a single piece sees all
-        self._cached: list[CachedContrast] = []
-
-    def initialise(self, scale: FbankScale) -> list[str]:
-        """Weights from --init, --init-visual and --init-audio, and the teacher; what is left is drawn from the seed."""
-        config, said = self.config, []
-        if config.init is not None:
-            said += initialise_from_run(self.weights, config.init, scale)
-        if config.init_visual is not None or config.init_audio is not None:
-            said += initialise(self.weights, visual=config.init_visual, audio=config.init_audio, scale=scale)
-        if config.teacher is not None:
-            said += take_teacher(self.weights, config.teacher, scale)
-        elif config.model.embedding.enabled and config.model.embedding.targets == "teacher":
-            raise UserError("--model.embedding.targets teacher needs --teacher RUN, the run of the first stage")
-        self.weights.reset_teacher()
-        return said
-
-    def make_optimizer(self, options: OptimizerConfig) -> torch.optim.Optimizer:
-        """AdamW, one rate for all."""
-        return make_optimizer(self.weights, options, fused=True)
-
-    def look_ahead(self, pieces: list[Inputs]) -> None:
-        """The contrastive loss of the whole batch, for --contrast-cache."""
-        self._cached = cache_contrast(self.weights, pieces)
-
-    def losses(self, model: nn.Module, inputs: Inputs, piece: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Eq. 13 and its parts."""
-        cached = self._cached[piece] if self.needs_all_pieces else None
-        output = model(inputs.image, inputs.fbank, inputs.seeds, cached, inputs.valid_frames)
-        return output.loss, output.parts
-
-    def after_step(self, done: float, in_all: float) -> None:
-        """Moves the running mean of the encoders, where that gives the targets; holds a learned temperature."""
-        self.weights.update_teacher()
-        if self.weights.contrast is not None:
-            self.weights.contrast.hold_temperature()
-
-    def diagnose(self, inputs: Inputs) -> dict[str, Tensor]:
-        """What docs/model.md lists."""
-        return diagnose(self.weights, inputs.image, inputs.fbank, inputs.seeds, inputs.valid_frames)
-
-    def flops_per_sample(self) -> int | None:
-        """Of the whole model, counted."""
-        return flops_per_sample(self.config.model)
+    return Loop(config, accelerator, index, stream, task)
 
 
 if __name__ == "__main__":

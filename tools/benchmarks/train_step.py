@@ -19,10 +19,11 @@ from torch import Tensor
 from shards_spec.sample import FBANK_SHAPE, FRAME_SIZE
 from training.config import OptimizerConfig
 from training.methods.crossmae import CrossMAE, CrossMAEConfig
+from training.methods.interface import Inputs
 from training.methods.shared.masking import kept_count
 from training.methods.shared.patches import FBANK_TOKENS
 from training.optimizer import make_optimizer
-from training.stream.loader import Normalise
+from training.stream.loader import Normalise, count_valid_frames
 
 Stored = tuple[Tensor, Tensor, Tensor]  # image uint8 [B, S, S, 3], fbank float16 [B, T, M], seeds int64 [B]
 Moment = Any  # a torch.cuda.Event, or seconds
@@ -61,18 +62,20 @@ class Trainer:
     def step(self, stored: Stored, note: Callable[[str], None] = lambda part: None) -> None:
         """Forward, backward, update; `note` is called after each part with its name."""
         image, fbank, seeds = (x.to(self.device, non_blocking=True) for x in stored)
-        image, fbank = self.normalise(image, fbank)
+        valid_frames = count_valid_frames(fbank)
+        image, fbank = self.normalise(image.unsqueeze(1), fbank)
         note("normalise")
         is_low = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype) if is_low else nullcontext():
-            loss = self.model(image, fbank, seeds).loss
+            inputs = Inputs(image=image, fbank=fbank, seeds=seeds, numbers=seeds, valid_frames=valid_frames)
+            loss = self.model(inputs).loss
         note("rest of forward")
         loss.backward()
         note("backward")
         torch.nn.utils.get_total_norm(p.grad for p in self.weights.parameters() if p.grad is not None)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.weights.update_teacher()
+        self.weights.after_step()
         note("optimizer")
 
     def time(self, batches: Iterator[Stored], steps: int, warm: int) -> Timed:

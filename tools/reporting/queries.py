@@ -17,9 +17,10 @@ from torch import Tensor
 from tools.pages.pictures import Flags, as_picture, brighten, frame_cells, frame_outline, heat
 from tools.pages.report_pictures import Queries
 from tools.pages.web_page import Mark
-from tools.reporting.samples import Seen, Stored, place_name
+from tools.reporting.samples import Seen, Stored, inputs_of, place_name, see
 from training.evaluation.features import LoadedModel
 from training.methods.crossmae.decoders import EmbeddingDecoder
+from training.methods.crossmae.model import CrossMAE
 from training.methods.shared.blocks import CrossAttention
 from training.methods.shared.patches import FBANK_GRID, IMAGE_GRID
 
@@ -41,9 +42,8 @@ def cross_attention(module: CrossAttention, x: Tensor, context: Tensor, bias: Te
 
 
 @torch.no_grad()
-def query_attention(loaded: LoadedModel, seen: Seen) -> tuple[Tensor, Tensor]:
+def query_attention(model: CrossMAE, seen: Seen) -> tuple[Tensor, Tensor]:
     """Attention of the audio queries to the visible image tokens [512, V], of the visual ones to audio's [196, V]."""
-    model = loaded.model
     assert model.audio_from_image is not None and model.image_from_audio is not None
     caught: dict[str, Tensor] = {}
     decoders: dict[str, EmbeddingDecoder] = {"audio": model.audio_from_image, "visual": model.image_from_audio}
@@ -85,11 +85,12 @@ def shown_queries(grid: tuple[int, int], rows: int) -> list[int]:
     ]
 
 
-def query_pictures(loaded: LoadedModel, stored: Stored, seen: Seen, run: int) -> tuple[list[Queries], list[float]]:
+def query_pictures(loaded: LoadedModel, stored: Stored, run: int) -> tuple[list[Queries], list[float]]:
     """Pictures for both decoders, and how much the queries of each differ (`spread`); nothing without decoders."""
-    if not loaded.model.config.embedding.enabled:
+    if not isinstance(loaded.model, CrossMAE) or not loaded.model.config.embedding.enabled:
         return [], []
-    over_image, over_sound = query_attention(loaded, seen)
+    seen = see(loaded.model, inputs_of(loaded, stored))
+    over_image, over_sound = query_attention(loaded.model, seen)
     rows = -(-stored.sound.valid * FBANK_GRID[0] // 1024)
     return [
         _audio_queries(stored, seen, over_image, shown_queries(FBANK_GRID, rows), run),

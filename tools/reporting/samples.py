@@ -14,6 +14,7 @@ from torch import Tensor
 from shards_spec.sample import FBANK_MELS, FBANK_SHIFT_MS
 from tools.pages.pictures import (
     Flags,
+    Picture,
     Pixels,
     Sound,
     as_picture,
@@ -24,7 +25,9 @@ from tools.pages.pictures import (
 )
 from tools.pages.report_pictures import Both, OfRun, Sample
 from training.evaluation.features import LoadedModel
-from training.methods.crossmae.model import View
+from training.methods.crossmae.model import CrossMAE
+from training.methods.crossmae.view import View
+from training.methods.interface import Inputs
 from training.methods.shared.patches import FBANK_GRID, IMAGE_GRID, unpatchify_fbank, unpatchify_image
 from training.stream.index import DatasetIndex
 from training.stream.loader import Normalise, count_valid_frames, load
@@ -102,49 +105,74 @@ def original(stored: Stored, *, longest: float) -> Sample:
 class Seen:
     """A sample in the model's eyes: B = 1 everywhere."""
 
-    pixels: Tensor  # [1, 3, S, S], normalised
-    fbank: Tensor  # [1, T, M], normalised
-    valid_frames: Tensor  # [1]
-    seeds: Tensor  # [1]
     image: View
     audio: View
 
 
-@torch.no_grad()
-def see(loaded: LoadedModel, stored: Stored) -> Seen:
-    """Masks and encodes a sample as in training."""
+def inputs_of(loaded: LoadedModel, stored: Stored) -> Inputs:
+    """A sample as the model takes it."""
     device = loaded.device
     frame, fbank = (torch.from_numpy(values)[None].to(device) for values in (stored.frame, stored.fbank))
-    pixels, values = loaded.normalise(frame, fbank)
-    valid_frames, seeds = count_valid_frames(fbank), torch.tensor([stored.seed], device=device)
-    image, audio = loaded.model.see_image(pixels, seeds), loaded.model.see_audio(values, seeds, valid_frames)
-    return Seen(pixels=pixels, fbank=values, valid_frames=valid_frames, seeds=seeds, image=image, audio=audio)
+    pixels, values = loaded.normalise(frame.unsqueeze(1), fbank)
+    return Inputs(
+        image=pixels,
+        fbank=values,
+        valid_frames=count_valid_frames(fbank),
+        seeds=torch.tensor([stored.seed], device=device),
+        numbers=torch.tensor([stored.number]),
+    )
 
 
 @torch.no_grad()
-def pictures(loaded: LoadedModel, stored: Stored, seen: Seen, run: int) -> OfRun:
-    """What a run makes of a sample, drawn. `run` is its colour number."""
+def see(model: CrossMAE, inputs: Inputs) -> Seen:
+    """Masks and encodes a sample as in training."""
+    return Seen(
+        image=model.see_image(inputs.image[:, 0], inputs.seeds),
+        audio=model.see_audio(inputs.fbank, inputs.seeds, inputs.valid_frames),
+    )
+
+
+@torch.no_grad()
+def pictures(loaded: LoadedModel, stored: Stored, run: int) -> OfRun | None:
+    """What a run makes of a sample, drawn; None where it neither masks nor rebuilds. `run` is its colour number."""
+    inputs = inputs_of(loaded, stored)
+    made = loaded.model.rebuild(inputs)
+    if isinstance(loaded.model, CrossMAE):
+        seen = see(loaded.model, inputs)
+        masks = {"image": seen.image.mask.is_masked, "audio": seen.audio.mask.is_masked}
+        chosen = Both(
+            image=_chosen_frame(stored, _on_grid(seen.image.is_attentive, IMAGE_GRID)),
+            sound=_chosen_sound(stored, _on_grid(seen.audio.is_attentive, FBANK_GRID)),
+        )
+    elif "image" in made and "audio" in made:
+        masks, chosen = {side: rebuilt.is_masked for side, rebuilt in made.items()}, Both(image=None, sound=None)
+    else:
+        return None
     image, audio = stored.frame, stored.spectrogram
-    hidden = frame_cells(_on_grid(seen.image.mask.is_masked, IMAGE_GRID))
-    silent = stored.sound.cells(_on_grid(seen.audio.mask.is_masked, FBANK_GRID))
+    hidden = frame_cells(_on_grid(masks["image"], IMAGE_GRID))
+    silent = stored.sound.cells(_on_grid(masks["audio"], FBANK_GRID))
     rebuilt = Both(image=None, sound=None)
-    if loaded.model.config.pixel.target != "none":
-        made = loaded.model.reconstruct(seen.pixels, seen.fbank, seen.seeds, seen.valid_frames)
-        frame, sound = _as_frame(made.image.patches, loaded.normalise), _as_stored(made.audio.patches, loaded.normalise)
+    if made:
+        frame = _as_frame(made["image"].patches, loaded.normalise)
+        sound = _as_stored(made["audio"].patches, loaded.normalise)
         rebuilt = Both(
             image=as_picture(np.where(hidden[..., None], frame, image)),
             sound=as_picture(np.where(silent[..., None], stored.sound.pixels(sound), audio)),
         )
-    chosen, heard = _on_grid(seen.image.is_attentive, IMAGE_GRID), _on_grid(seen.audio.is_attentive, FBANK_GRID)
     return OfRun(
         run=run,
         masked=Both(image=as_picture(hide(image, hidden)), sound=as_picture(hide(audio, silent))),
         reconstruction=rebuilt,
-        attentive=Both(
-            image=as_picture(brighten(image, frame_cells(chosen)), frame_outline(chosen)),
-            sound=as_picture(brighten(audio, stored.sound.cells(heard)), stored.sound.outline(heard)),
-        ),
+        attentive=chosen,
     )
+
+
+def _chosen_frame(stored: Stored, chosen: Flags) -> Picture:
+    return as_picture(brighten(stored.frame, frame_cells(chosen)), frame_outline(chosen))
+
+
+def _chosen_sound(stored: Stored, chosen: Flags) -> Picture:
+    return as_picture(brighten(stored.spectrogram, stored.sound.cells(chosen)), stored.sound.outline(chosen))
 
 
 def place_name(number: int, grid: Sequence[int]) -> str:

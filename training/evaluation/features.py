@@ -17,16 +17,15 @@ from torch import Tensor
 
 from shards_spec.atomic import atomic_path
 from shards_spec.errors import UserError
-from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint, load_weights, read_config, read_state
+from training.checkpoint import WEIGHTS_FILE
 from training.evaluation.metadata import all_numbers, sample_keys
 from training.evaluation.row_cache import PIECE, Rows, cached_rows
-from training.methods.crossmae.config import config_from_dict
-from training.methods.crossmae.model import CrossMAE
-from training.methods.shared.encoder import Features
+from training.methods.interface import Features, Model
 from training.stream.index import DatasetIndex
 from training.stream.loader import Normalise, count_valid_frames, load
 from training.stream.order import Numbers
 from training.stream.shares import Share
+from training.trained import read_trained
 
 # B samples, N samples in all, D features, S pixels a side.
 Precision = Literal["auto", "fp32", "bf16"]
@@ -44,7 +43,8 @@ class LoadedModel:
         autocast_dtype: in which the encoders compute, None for float32 throughout.
     """
 
-    model: CrossMAE
+    model: Model
+    method: str  # its title, for messages
     normalise: Normalise
     checkpoint: Path
     step: int
@@ -59,18 +59,32 @@ class LoadedModel:
 
     @torch.no_grad()
     def encode_image(self, frames: Tensor) -> Features:
-        """Features of all 196 tokens of frames as stored, uint8 [B, S, S, 3], on any device."""
-        pixels, _ = self.normalise(frames.to(self.device), self.normalise.fbank_mean)
+        """Features of all tokens of frames as stored, uint8 [B, S, S, 3], on any device.
+
+        Raises:
+            UserError: the method does not encode a frame without its sound.
+        """
+        pixels, _ = self.normalise(frames.to(self.device).unsqueeze(1), self.normalise.fbank_mean)
         with self._autocast():
-            return self.model.encode_image(pixels)
+            return self._alone(self.model.encode(image=pixels).image, "a frame without its sound")
 
     @torch.no_grad()
     def encode_audio(self, fbank: Tensor) -> Features:
-        """Features of all 512 tokens of fbanks as stored, float16 [B, T, M], on any device."""
+        """Features of all tokens of fbanks as stored, float16 [B, T, M], on any device.
+
+        Raises:
+            UserError: the method does not encode sound without its frame.
+        """
         fbank = fbank.to(self.device)
         _, values = self.normalise(self.normalise.image_mean.view(1, 1, 1, -1), fbank)
         with self._autocast():
-            return self.model.encode_audio(values, count_valid_frames(fbank))
+            encoded = self.model.encode(fbank=values, valid_frames=count_valid_frames(fbank))
+            return self._alone(encoded.audio, "sound without its frame")
+
+    def _alone(self, features: Features | None, what: str) -> Features:
+        if features is None:
+            raise UserError(f"{self.checkpoint}: {self.method} does not encode {what}, which this needs")
+        return features
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
@@ -88,32 +102,23 @@ def load_model(
     Raises:
         UserError: there is no checkpoint, or it is damaged.
     """
-    checkpoint = find_checkpoint(checkpoint)
-    config = read_config(checkpoint)
-    if "finetune" in config:
-        raise UserError(f"{checkpoint} is a fine-tuned classifier: evaluate.py classification is for it")
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config["seed"])  # as train.py draws them
-            model = CrossMAE(config_from_dict(config["model"]))
-        normalise = Normalise(config["fbank_mean"], config["fbank_std"])
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:  # the last of torch, for what is no number
-        raise UserError(f"{checkpoint / CONFIG_FILE} describes no CrossMAE of this program: {error}") from error
-    step = read_state(checkpoint).step
-    if not untrained:
-        load_weights(checkpoint, model)
+    trained = read_trained(checkpoint)
+    if trained.is_finetuned:
+        raise UserError(f"{trained.folder} is a fine-tuned classifier: evaluate.py classification is for it")
+    model = trained.fresh() if untrained else trained.load()
     is_bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     facts = {
-        "weights": _hash_of_state(model) if untrained else _hash_of_file(checkpoint / WEIGHTS_FILE),
-        "model": config["model"],
-        "normalise": [config["fbank_mean"], config["fbank_std"]],
+        "weights": _hash_of_state(model) if untrained else _hash_of_file(trained.folder / WEIGHTS_FILE),
+        "model": trained.told["model"],
+        "normalise": [trained.told["fbank_mean"], trained.told["fbank_std"]],
         "precision": "bf16" if is_bf16 else "fp32",
     }
     return LoadedModel(
         model=model.eval().to(device),
-        normalise=normalise.to(device),
-        checkpoint=checkpoint,
-        step=0 if untrained else step,
+        method=trained.method.title,
+        normalise=trained.normalise().to(device),
+        checkpoint=trained.folder,
+        step=0 if untrained else trained.step,
         fingerprint=_hash_of_values(facts),
         is_trained=not untrained,
         autocast_dtype=torch.bfloat16 if is_bf16 else None,
@@ -128,7 +133,7 @@ def _hash_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _hash_of_state(model: CrossMAE) -> str:
+def _hash_of_state(model: Model) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
@@ -180,7 +185,7 @@ def embed_dataset(
     def compute(shares: Iterable[Share]) -> Iterator[tuple[Numbers, Rows]]:
         for batch in load(index, shares, seed=0, batch_size=min(batch_size, PIECE), workers=workers):
             audio, image = loaded.encode_audio(batch.fbank), loaded.encode_image(batch.image[:, 0])
-            rows = {"audio": _pooled(audio, pool), "image": _pooled(image, pool)}
+            rows = {"audio": _pooled(loaded, audio, pool), "image": _pooled(loaded, image, pool)}
             check_finite(loaded, rows, batch.keys)
             yield batch.numbers.numpy(), rows
 
@@ -196,8 +201,12 @@ def embed_dataset(
     return Embeddings(numbers=numbers, keys=sample_keys(index, numbers), audio=rows["audio"], image=rows["image"])
 
 
-def _pooled(features: Features, pool: Pooling) -> Tensor:
-    return (features.pooled if pool == "mean" else features.cls).float().cpu()
+def _pooled(loaded: LoadedModel, features: Features, pool: Pooling) -> Tensor:
+    if pool == "mean":
+        return features.pooled.float().cpu()
+    if features.cls is None:
+        raise UserError(f"--pool cls: {loaded.method} has no [CLS] token, take --pool mean")
+    return features.cls.float().cpu()
 
 
 def check_finite(loaded: LoadedModel, rows: Rows, keys: list[str]) -> None:

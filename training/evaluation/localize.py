@@ -16,7 +16,7 @@ from shards_spec.errors import UserError
 from shards_spec.messages import say
 from shards_spec.sample import FRAME_SIZE, file_key
 from training.evaluation import localization as metrics
-from training.evaluation.features import LoadedModel, Pooling, cache_folder, check_finite, dense_features
+from training.evaluation.features import DenseBatch, LoadedModel, Pooling, cache_folder, check_finite, dense_features
 from training.evaluation.localization import Benchmark, Box, Detections
 from training.evaluation.metadata import all_numbers, read_metadata, sample_keys
 from training.evaluation.options import EvaluationOptions, Session, make_writable
@@ -180,9 +180,8 @@ class LocalizationConfig(EvaluationOptions):
             options = {"batch_size": self.batch_size, "workers": self.workers}
             for batch in dense_features(session.index, loaded, shares, with_audio=False, **options):
                 places = torch.from_numpy(np.searchsorted(numbers, batch.numbers))
-                attention = batch.image.attention.float().unflatten(1, IMAGE_GRID).cpu()
                 maps = {
-                    name: attention
+                    name: cls_maps(loaded, batch)
                     if self.heatmap == "cls-attention"
                     else metrics.cosine_maps(batch.image.tokens, sound[places].to(loaded.device)).cpu()
                     for name, sound in sounds.items()
@@ -376,3 +375,14 @@ def detection_row(scores: Scores, negatives: Tensor) -> dict[str, float | None]:
         "AP (SLAVC)": 100 * metrics.slavc_ap(detections),
         "max-F1": 100 * metrics.max_f1(detections),
     }
+
+
+def cls_maps(loaded: LoadedModel, batch: DenseBatch) -> Tensor:
+    """The attention of [CLS] as maps, float [B, 14, 14].
+
+    Raises:
+        UserError: the method has no [CLS].
+    """
+    if batch.image.attention is None:
+        raise UserError(f"--heatmap cls-attention: {loaded.method} has no [CLS] token, take --heatmap cosine")
+    return batch.image.attention.float().unflatten(1, IMAGE_GRID).cpu()

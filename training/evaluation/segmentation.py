@@ -215,7 +215,7 @@ def encode_videos(loaded: LoadedModel, found: list[Decoded | str], frames: int) 
     """
     reasons = torch.tensor([1 + UNREADABLE.index(video) if isinstance(video, str) else 0 for video in found])
     good = [video for video in found if isinstance(video, Decoded)]
-    dim = loaded.model.config.encoder.dim
+    dim = loaded.model.dim
     rows = {
         "tokens": torch.zeros(len(found), frames, IMAGE_TOKENS, dim, dtype=torch.float16),
         "audio": torch.zeros(len(found), frames, dim),

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.methods.shared.masking import noise
+from training.augment import add_noise, shift, uniform
+from training.methods.shared import streams
 
-# B samples, T fbank rows, M mel bins, C classes. Streams of random choices beside those of the masks.
-_IS_MIXED, _PARTNER, _LAMBDA, _BANDS, _ROWS, _NOISE, _LOUDNESS, _SHIFT = range(100, 108)
+# B samples, T fbank rows, M mel bins, C classes.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +52,17 @@ class Mix:
     partner: Tensor  # int64 [B], row in the piece
 
 
-def uniform(seeds: Tensor, stream: int, count: int) -> Tensor:
-    """Numbers in [0, 1), float64 [B, count], of (seed, stream, index) for seeds int64 [B]."""
-    return (noise(seeds, stream, count) & (2**53 - 1)).double() * 2.0**-53
-
-
 def draw_mix(seeds: Tensor, config: AugmentConfig) -> Mix:
     """Who is mixed with whom, from the seeds int64 [B] of a piece.
 
     The share is the median of 2 alpha - 1 uniform numbers, which is distributed as Beta(alpha, alpha).
     """
     size = len(seeds)
-    is_mixed = uniform(seeds, _IS_MIXED, 1)[:, 0] < config.mixup
-    share = uniform(seeds, _LAMBDA, 2 * config.mixup_alpha - 1).sort(dim=1).values[:, config.mixup_alpha - 1]
-    partner = (uniform(seeds, _PARTNER, 1)[:, 0] * size).long()
+    is_mixed = uniform(seeds, streams.IS_MIXED, 1)[:, 0] < config.mixup
+    share = (
+        uniform(seeds, streams.MIXED_SHARE, 2 * config.mixup_alpha - 1).sort(dim=1).values[:, config.mixup_alpha - 1]
+    )
+    partner = (uniform(seeds, streams.PARTNER, 1)[:, 0] * size).long()
     return Mix(torch.where(is_mixed, share, 1.0).float(), partner)
 
 
@@ -108,7 +105,10 @@ def spec_augment(fbank: Tensor, seeds: Tensor, config: AugmentConfig, *, fill: f
     Args:
         fill: the blank's value: that of padding, which is where AST and CAV-MAE put their zeros.
     """
-    for stream, widest, axis in ((_BANDS, config.spec_frequency, 2), (_ROWS, config.spec_time, 1)):
+    for stream, widest, axis in (
+        (streams.SPEC_BANDS, config.spec_frequency, 2),
+        (streams.SPEC_ROWS, config.spec_time, 1),
+    ):
         if widest:
             length = fbank.shape[axis]
             draws = uniform(seeds, stream, 2)
@@ -118,21 +118,6 @@ def spec_augment(fbank: Tensor, seeds: Tensor, config: AugmentConfig, *, fill: f
             is_blank = (cells >= start[:, None]) & (cells < (start + width)[:, None])  # [B, length]
             fbank = torch.where(is_blank[:, None, :] if axis == 2 else is_blank[:, :, None], fill, fbank)
     return fbank
-
-
-def add_noise(fbank: Tensor, seeds: Tensor, level: float) -> Tensor:
-    """Adds uniform noise in [0, r) to each fbank [B, T, M], r uniform in [0, level)."""
-    size = fbank.shape[1] * fbank.shape[2]
-    loudness = uniform(seeds, _LOUDNESS, 1).view(-1, 1, 1) * level
-    return fbank + (loudness * uniform(seeds, _NOISE, size).view_as(fbank)).to(fbank.dtype)
-
-
-def shift(fbank: Tensor, seeds: Tensor, most: int) -> Tensor:
-    """Rolls each fbank [B, T, M] in time by -most to most - 1 rows."""
-    length = fbank.shape[1]
-    by = (uniform(seeds, _SHIFT, 1) * 2 * most).long() - most  # [B, 1]
-    rows = (torch.arange(length, device=fbank.device) - by) % length  # [B, T]
-    return fbank.gather(1, rows[:, :, None].expand_as(fbank))
 
 
 def augment(

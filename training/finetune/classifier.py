@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from shards_spec.errors import UserError
-from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint, load_weights, read_config, read_state
+from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_weights, read_config
 from training.finetune.labels import Task
-from training.first_stage import FbankScale, read_first_stage
-from training.methods.crossmae.config import config_from_dict
+from training.first_stage import read_first_stage
 from training.methods.shared.encoder import Encoder, EncoderConfig, Features
 from training.methods.shared.padding import valid_tokens
 from training.methods.shared.patches import FBANK_SHAPE, IMAGE_CHANNELS, IMAGE_SHAPE
 from training.stream.loader import Normalise
 from training.tensor_files import check_types, read_safetensors
+from training.trained import FbankScale, read_trained
 
 # B samples, C classes, D features of an encoder.
 InputKind = Literal["a", "v", "av"]
@@ -124,7 +124,7 @@ def load_encoders(classifier: Classifier, init: Path, scale: FbankScale) -> list
     Raises:
         UserError: there is no checkpoint, or its encoders are others.
     """
-    first = read_first_stage(init)
+    first = read_first_stage(init, "--init")
     first.check_encoders(classifier.encoder, option="--init", flag="--encoder")
     path = first.folder / WEIGHTS_FILE
     weights = first.to_scale(read_safetensors(path, "use another checkpoint"), scale)
@@ -171,35 +171,34 @@ def load_classifier(checkpoint: Path, device: torch.device) -> LoadedClassifier:
     Raises:
         UserError: there is no checkpoint, it is damaged, or it does not come of fine-tuning.
     """
-    checkpoint = find_checkpoint(checkpoint)
-    config = read_config(checkpoint)
-    if not is_classifier(checkpoint):
+    trained = read_trained(checkpoint)
+    if not trained.is_finetuned:
         raise UserError(
-            f"{checkpoint} was not fine-tuned: give a run of `train.py finetune`, or use `evaluate.py probe`"
+            f"{trained.folder} was not fine-tuned: give a run of `train.py finetune`, or use `evaluate.py probe`"
         )
     try:
-        told = config["finetune"]
+        told = trained.told["finetune"]
         classifier = Classifier(
-            config_from_dict({"encoder": config["model"]["encoder"]}).encoder,
+            trained.model.encoder,
             inputs=told["inputs"],
             classes=told["classes"],
             pool=told["pool"],
             keep_average=told["average_from"] is not None,
         )
-        normalise = Normalise(config["fbank_mean"], config["fbank_std"])
         facts: dict[str, Any] = {name: told[name] for name in ("inputs", "task", "class_list")}
     except (KeyError, ValueError, TypeError, RuntimeError) as error:  # the last of torch, for what is no number
-        raise UserError(f"{checkpoint / CONFIG_FILE} describes no classifier of this program: {error!r}") from error
-    load_weights(checkpoint, classifier)
+        where = trained.folder / CONFIG_FILE
+        raise UserError(f"{where} describes no classifier of this program: {error!r}") from error
+    load_weights(trained.folder, classifier)
     averaged = 0
     if classifier.average is not None:
         averaged = int(classifier.get_buffer("steps_averaged"))
         classifier = classifier.average if averaged else classifier
     return LoadedClassifier(
         classifier=classifier.eval().to(device),
-        normalise=normalise.to(device),
-        checkpoint=checkpoint,
-        step=read_state(checkpoint).step,
+        normalise=trained.normalise().to(device),
+        checkpoint=trained.folder,
+        step=trained.step,
         averaged=averaged,
         **facts,
     )

@@ -127,10 +127,10 @@ def parse_finetune(arguments: Sequence[str]) -> FinetuneConfig:
     if chosen.recipe in get_args(Recipe) and chosen.dataset_recipe in get_args(DatasetRecipe):
         defaults |= recipe(chosen.recipe, chosen.dataset_recipe)  # else tyro names the allowed ones
     if chosen.init is not None and str(chosen.init) != "None":
-        begun = read_first_stage(chosen.init)
+        begun = read_first_stage(chosen.init, "--init")
         defaults |= {"encoder": begun.model.encoder, "fbank_mean": begun.scale.mean, "fbank_std": begun.scale.std}
     elif chosen.preset is None and (checkpoint := checkpoint_of_run(arguments)) is not None:
-        defaults["encoder"] = read_first_stage(checkpoint).model.encoder
+        defaults["encoder"] = read_first_stage(checkpoint, "--out").model.encoder
     elif (preset := chosen.preset or "crossmae-base") in PRESETS:
         defaults["encoder"] = PRESETS[preset]().encoder
     default = FinetuneConfig(data=tyro.MISSING, out=tyro.MISSING, **defaults)

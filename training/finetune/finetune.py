@@ -15,11 +15,13 @@ from training.finetune.balanced import BalancedStream, sample_weights
 from training.finetune.classifier import Classifier, copy_fixed, follow, load_encoders
 from training.finetune.config import FinetuneConfig
 from training.finetune.labels import Labels, check_single, choose_task, class_list_hash, read_labels
-from training.first_stage import FbankScale, fbank_scale
-from training.loop import Inputs, Loop
+from training.first_stage import fbank_scale
+from training.loop import Loop
+from training.methods.interface import Inputs
 from training.optimizer import Groups, build_optimizer, decayed
 from training.stream.index import DatasetIndex, open_index
 from training.stream.order import SampleStream
+from training.trained import FbankScale
 
 # B samples, C classes.
 
@@ -102,19 +104,23 @@ class Finetuning:
         groups = parameter_groups(self.weights, replace(self.config, optimizer=options))
         return build_optimizer(groups, options, fused=True)
 
+    def prepare(self, inputs: Inputs) -> Inputs:
+        """As it is: `losses` augments, which mixes targets too."""
+        return inputs
+
     def look_ahead(self, pieces: list[Inputs]) -> None:
         """Not needed."""
 
     def losses(self, model: nn.Module, inputs: Inputs, piece: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The classification loss of a piece, augmented."""
         config = self.config
-        assert config.fbank_mean is not None and config.fbank_std is not None
+        assert config.fbank_mean is not None and config.fbank_std is not None and inputs.valid_frames is not None
         targets = torch.from_numpy(self.labels.matrix(inputs.numbers.numpy()))
         if inputs.image.is_cuda:  # a copy from memory that is not page-locked would wait for the device
             targets = targets.pin_memory()
         targets = targets.to(inputs.image.device, non_blocking=True)
         image, fbank, targets = augment(
-            inputs.image,
+            inputs.image[:, 0],
             inputs.fbank,
             targets,
             inputs.seeds,

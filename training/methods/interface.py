@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 Choose = Literal["middle", "random", "window"]
@@ -42,10 +41,11 @@ class Inputs:
 
     image: Tensor  # float [B, F, 3, 224, 224], normalised
     fbank: Tensor  # float [B, 1024, 128], time first, normalised
-    valid_frames: Tensor  # int64 [B], rows of the fbank before its padding
     seeds: Tensor  # int64 [B], of every random choice for the sample
     numbers: Tensor  # int64 [B], sample numbers in the index; on the CPU
+    valid_frames: Tensor | None = None  # int64 [B], rows of the fbank before its padding, for who leaves padding out
     waveform: Tensor | None = None  # float [B, S] in [-1, 1]; None where the method reads none
+    heard: Tensor | None = None  # int32 [B], samples of the waveform that are the clip's; zeros follow
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Features:
     grid: tuple[int, ...] | None = None  # rows and columns of all its tokens, in their order; None of several grids
     cls: Tensor | None = None  # [B, D], where the method has one
     attention: Tensor | None = None  # [B, N], of [CLS] to the tokens in the last block, mean over heads; no gradient
+    is_valid: Tensor | None = None  # [B, N] bool, False = padding that was left out of all the others
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,9 @@ class CachedLoss:
 
     def attach(self, features: Sequence[Tensor], parameters: Sequence[Tensor] = ()) -> Tensor:
         """The loss as a scalar whose gradient reaches the encoders through the features [B, D] of a piece."""
-        linear = torch.stack(
-            [(own.float() * gradient).sum() for own, gradient in zip(features, self.features, strict=True)]
-        ).sum()
-        for own, gradient in zip(parameters, self.parameters, strict=True):
-            linear = linear + (own * gradient).sum()
+        linear = self.loss.new_zeros(())
+        for own, gradient in zip((*features, *parameters), (*self.features, *self.parameters), strict=True):
+            linear = linear + (own.float() * gradient).sum()
         return self.loss + (linear - linear.detach())
 
 
@@ -115,9 +114,14 @@ class Model(nn.Module, ABC):
     `requires_grad` False.
     """
 
+    dim: int  # width of its features
     reads: Reads = Reads()
     encodes_apart: bool = True  # whether it encodes one modality without the other
-    has_contrast: bool = False  # whether a part of its loss sees the whole batch
+
+    @property
+    def has_contrast(self) -> bool:
+        """Whether a part of its loss sees the whole batch."""
+        return False
 
     @abstractmethod
     def forward(self, inputs: Inputs, cached: dict[str, CachedLoss] | None = None) -> Output:
@@ -129,8 +133,13 @@ class Model(nn.Module, ABC):
         """
 
     @abstractmethod
-    def encode(self, *, image: Tensor | None = None, fbank: Tensor | None = None) -> Encoded:
+    def encode(
+        self, *, image: Tensor | None = None, fbank: Tensor | None = None, valid_frames: Tensor | None = None
+    ) -> Encoded:
         """Features of all tokens of images [B, F, 3, 224, 224] and fbanks [B, 1024, 128], normalised.
+
+        Args:
+            valid_frames: int64 [B], the fbanks' rows before padding, for a method that leaves padding out.
 
         Raises:
             ValueError: one of them is missing, and the method does not encode the other alone.
@@ -153,6 +162,9 @@ class Model(nn.Module, ABC):
 
     def after_step(self) -> None:
         """Called after each optimizer step."""
+
+    def pretend_ready(self) -> None:
+        """Called where the model's work is counted on the meta device: a teacher is then as good as loaded."""
 
     def rebuild(self, inputs: Inputs) -> dict[Side, Rebuilt]:
         """What the decoders make of a batch; empty where nothing is decoded to pixels."""

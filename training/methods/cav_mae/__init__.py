@@ -12,7 +12,7 @@ classifier.py  a fine-tuned model
 weights.py     the authors' files, in our order of tokens
 """
 
-from training.methods.cav_mae.config import VARIANTS, CAVMAEConfig
+from training.methods.cav_mae.config import VARIANTS, CAVMAEConfig, with_variant
 from training.methods.cav_mae.model import CAVMAE
 
-__all__ = ["CAVMAE", "VARIANTS", "CAVMAEConfig"]
+__all__ = ["CAVMAE", "VARIANTS", "CAVMAEConfig", "with_variant"]

@@ -4,7 +4,7 @@ Where the two part, the default is what made the paper's tables; the docstring q
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from training.methods.shared.config_values import check_literals, check_sizes
@@ -100,6 +100,9 @@ class CAVMAEConfig:
     mask: MaskConfig = field(default_factory=MaskConfig)
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
     pixel: PixelConfig = field(default_factory=PixelConfig)
+    frame: Literal["random", "middle"] = "random"
+    """Which frame of a clip is seen: a random one of those that `make-shards --frames 10` stores (the code: "random one
+    of 10 frames"), or the middle one, which every dataset has."""
     single_streams: Literal["all", "last"] = "all"
     """With several joint blocks: the streams of one modality pass all of them, or the last alone as in the code's
     training (which its retrieval does not do). The same for one block."""
@@ -117,6 +120,50 @@ class CAVMAEConfig:
         if not self.contrast.weight and not self.pixel.weight:
             raise ValueError("no loss is left: contrast.weight and pixel.weight are 0, allowed is one of them above")
 
+    @property
+    def has_contrast(self) -> bool:
+        """Whether there is a contrastive loss."""
+        return self.contrast.weight > 0
+
+    def check_new_run(self) -> None:
+        """Nothing that it allows is refused of a new run."""
+
 
 # Sec. 3, as the weights of the two losses: reconstruction, contrast. The networks and the masks are the same.
 VARIANTS: dict[str, tuple[float, float]] = {"cav-mae": (1.0, 0.01), "cav": (0.0, 0.01), "av-mae": (1.0, 0.0)}
+
+
+def with_variant(config: CAVMAEConfig, name: str) -> CAVMAEConfig:
+    """The config as a model of Sec. 3."""
+    if name not in VARIANTS:
+        raise ValueError(f"variant is {name!r}: allowed are {', '.join(VARIANTS)}")
+    pixel, contrast = VARIANTS[name]
+    return replace(
+        config, pixel=replace(config.pixel, weight=pixel), contrast=replace(config.contrast, weight=contrast)
+    )
+
+
+def cav_mae_base() -> CAVMAEConfig:
+    """The paper's model: 11 own blocks and a shared one, as wide as ViT-B."""
+    return CAVMAEConfig()
+
+
+def cav_mae_tiny() -> CAVMAEConfig:
+    """For tests, and for training on a CPU. Not in the paper."""
+    return CAVMAEConfig(
+        encoder=StackConfig(dim=128, depth=3, heads=4), decoder=StackConfig(dim=64, depth=2, heads=4), frame="middle"
+    )
+
+
+def world_small() -> CAVMAEConfig:
+    """For the synthetic world on one GPU. Not in the paper."""
+    return CAVMAEConfig(
+        encoder=StackConfig(dim=384, depth=7, heads=6), decoder=StackConfig(dim=192, depth=2, heads=6), frame="middle"
+    )
+
+
+def world_tiny() -> CAVMAEConfig:
+    """For the synthetic world on a CPU: one head, since attention costs most there. Not in the paper."""
+    return CAVMAEConfig(
+        encoder=StackConfig(dim=128, depth=3, heads=1), decoder=StackConfig(dim=64, depth=1, heads=1), frame="middle"
+    )

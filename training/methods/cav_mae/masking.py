@@ -6,7 +6,8 @@ B samples, N tokens, V of them visible; audio tokens run time-major, t * 8 + f o
 from torch import Tensor
 
 from training.methods.cav_mae.config import AudioMasking, kept_count
-from training.methods.shared.masking import AUDIO_FREQUENCY, AUDIO_MASK, AUDIO_TIME, IMAGE_MASK, Mask, keep_first, noise
+from training.methods.shared.masking import Mask, keep_first, noise
+from training.methods.shared.streams import AUDIO_FREQUENCY, AUDIO_MASK, AUDIO_TIME, IMAGE_MASK
 
 
 def mask_image(seeds: Tensor, tokens: int, ratio: float) -> Mask:

@@ -37,9 +37,8 @@ class CAVMAE(Model):
 
     def __init__(self, config: CAVMAEConfig, grids: Grids = FULL) -> None:
         super().__init__()
-        self.config, self.grids = config, grids
-        self.reads = Reads(frames=1, choose="random")  # one of ten frames (Sec. 4.1)
-        self.has_contrast = config.contrast.weight > 0
+        self.config, self.grids, self.dim = config, grids, config.encoder.dim
+        self.reads = Reads(choose=config.frame)
         self.audio_encoder = audio_encoder(config, grids.audio)
         self.image_encoder = image_encoder(config, grids.image)
         self.shared = SharedEncoder(config)
@@ -49,6 +48,11 @@ class CAVMAE(Model):
         for stream in unused:  # fine-tuning may train them
             for norms in (self.shared.norms, *(cast(nn.ModuleDict, block.norms) for block in self.shared.blocks)):
                 norms[stream].requires_grad_(False)
+
+    @property
+    def has_contrast(self) -> bool:
+        """Whether there is a contrastive loss: in CAV-MAE and CAV."""
+        return self.config.contrast.weight > 0
 
     def forward(self, inputs: Inputs, cached: dict[str, CachedLoss] | None = None) -> Output:
         """The loss of B pairs, eq. 10."""
@@ -130,8 +134,10 @@ class CAVMAE(Model):
             audio, image, options.temperature, direction=options.direction, in_groups=options.negatives == "groups"
         )
 
-    def encode(self, *, image: Tensor | None = None, fbank: Tensor | None = None) -> Encoded:
-        """Features of all tokens: of each modality by its own stream, of both together by the joint one."""
+    def encode(
+        self, *, image: Tensor | None = None, fbank: Tensor | None = None, valid_frames: Tensor | None = None
+    ) -> Encoded:
+        """Features of all tokens, padding too: each modality by its own stream, both together by the joint one."""
         audio = None if fbank is None else self.audio_encoder(fbank.unsqueeze(1))
         visual = None if image is None else self.image_encoder(image[:, 0])
         joint = None

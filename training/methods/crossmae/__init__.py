@@ -6,6 +6,7 @@ model.py      the model: see (mask, encode, attend), contrast, reconstruct pixel
 config.py     every switch with its text in the paper; sizes, and the variants of Table 2
 attentive.py  Attentive Tokens, eqs. 5 and 6
 decoders.py   pixels on the other side's Attentive Tokens (eqs. 7, 8); the other side's features (eqs. 10, 11)
+view.py       one modality as its encoder sees it: masked, its Attentive Tokens chosen
 teacher.py    who makes the targets of eq. 12, if not the model itself
 
 Beside the model, diagnostics.py: what a loss does not tell: collapse, and whether each side uses the other.
@@ -26,7 +27,7 @@ from training.methods.crossmae.config import (
     crossmae_tiny,
     with_variant,
 )
-from training.methods.crossmae.model import CrossMAE, CrossMAEOutput, Reconstructed, Reconstruction
+from training.methods.crossmae.model import CrossMAE
 from training.methods.shared.encoder import Features
 
 __all__ = [
@@ -34,10 +35,7 @@ __all__ = [
     "VARIANTS",
     "CrossMAE",
     "CrossMAEConfig",
-    "CrossMAEOutput",
     "Features",
-    "Reconstructed",
-    "Reconstruction",
     "config_from_dict",
     "config_to_dict",
     "crossmae_base",

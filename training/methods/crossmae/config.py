@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from training.methods.shared.config_values import check_literals, check_sizes, from_dict
-from training.methods.shared.contrast import ContrastConfig
+from training.methods.shared.contrast import MIN_TEMPERATURE, ContrastConfig
 from training.methods.shared.encoder import EncoderConfig
 from training.methods.shared.losses import LossOn, Normalise, Reduction
 from training.methods.shared.masking import AudioStrategy, kept_count
@@ -151,6 +151,29 @@ class CrossMAEConfig:
         for name, tokens in (("image", IMAGE_TOKENS), ("audio", FBANK_TOKENS)):
             self._check_modality(name, tokens)
 
+    @property
+    def has_contrast(self) -> bool:
+        """Whether there is a contrastive loss."""
+        return self.contrast.enabled
+
+    def check_new_run(self) -> None:
+        """Refuses what a new run would not mean; runs of older versions may hold it.
+
+        Raises:
+            ValueError: names the options of the command line.
+        """
+        contrast, embedding = self.contrast, self.embedding
+        if embedding.targets in ("ema", "teacher") and not embedding.enabled:
+            raise ValueError(
+                f"--model.embedding.targets is {embedding.targets}, but the model has no embedding loss"
+                " (model.embedding.enabled is False): leave it out, or take --variant crossmae or cl-crossembmae"
+            )
+        if contrast.learnable_temperature and contrast.temperature < MIN_TEMPERATURE:
+            raise ValueError(
+                f"--model.contrast.temperature is {contrast.temperature}, where a learned one starts: allowed are"
+                f" {MIN_TEMPERATURE}, below which it never falls, and more"
+            )
+
     def _check_modality(self, name: str, tokens: int) -> None:
         masked, top = getattr(self.mask, f"{name}_ratio"), getattr(self.attentive, f"{name}_ratio")
         visible = kept_count(tokens, 1 - masked)
@@ -176,6 +199,7 @@ class CrossMAEConfig:
         return kept_count(visible if self.attentive.base == "visible" else tokens, ratio)
 
 
+Variant = Literal["crossmae", "cl-av", "selfmae", "cl-selfmae", "cl-crosscdtmae", "cl-crossembmae"]
 # Table 2, as values of three switches: contrastive loss, pixel loss, embedding loss.
 VARIANTS: dict[str, tuple[bool, Literal["none", "self", "cross"], bool]] = {
     "crossmae": (True, "cross", True),

@@ -5,15 +5,19 @@ conditioned on. docs/model.md says what each value means, and what healthy and s
 """
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.methods.crossmae.model import CrossMAE, View
+from training.methods.crossmae.view import View
+from training.methods.interface import Inputs
 from training.methods.shared.losses import embedding_target, pixel_target
 from training.methods.shared.patches import patchify_fbank, patchify_image
+
+if TYPE_CHECKING:
+    from training.methods.crossmae.model import CrossMAE
 
 MAX_TOKENS = 2048  # of a batch's targets that an effective rank is taken from
 
@@ -29,16 +33,15 @@ class Seen:
 
 
 @torch.no_grad()
-def diagnose(
-    model: CrossMAE, image: Tensor, fbank: Tensor, seeds: Tensor, valid_frames: Tensor | None = None
-) -> dict[str, Tensor]:
+def diagnose(model: "CrossMAE", inputs: Inputs) -> dict[str, Tensor]:
     """Scalars on the device about a batch as `forward` takes it, by the names of docs/model.md.
 
     What a variant does not have is left out, and so is what needs two samples where B is 1. It looks at the batch of
     this process alone and talks to no other. About the work of a forward pass and a quarter; nothing waits for the
     device but the eigenvalues (torch's own solver does on CUDA).
     """
-    seen = Seen(image, fbank, model.see_image(image, seeds), model.see_audio(fbank, seeds, valid_frames))
+    image, fbank, seeds = inputs.image[:, 0], inputs.fbank, inputs.seeds
+    seen = Seen(image, fbank, model.see_image(image, seeds), model.see_audio(fbank, seeds, inputs.valid_frames))
     found = global_features(model, seen)
     if model.config.pixel.target != "none":
         found |= pixels(model, seen)
@@ -47,7 +50,7 @@ def diagnose(
     return found
 
 
-def global_features(model: CrossMAE, seen: Seen) -> dict[str, Tensor]:
+def global_features(model: "CrossMAE", seen: Seen) -> dict[str, Tensor]:
     """Spread and rank of the global features, how often they find their partner, and where [CLS] looks."""
     found = {}
     audio, visual = seen.audio_view.features, seen.image_view.features
@@ -68,7 +71,7 @@ def global_features(model: CrossMAE, seen: Seen) -> dict[str, Tensor]:
     return found
 
 
-def pixels(model: CrossMAE, seen: Seen) -> dict[str, Tensor]:
+def pixels(model: "CrossMAE", seen: Seen) -> dict[str, Tensor]:
     """The pixel losses, the same with another clip's Attentive Tokens, and what each position's mean would get."""
     assert model.image_decoder is not None and model.audio_decoder is not None
     found = {}
@@ -88,7 +91,7 @@ def pixels(model: CrossMAE, seen: Seen) -> dict[str, Tensor]:
     return found
 
 
-def embeddings(model: CrossMAE, seen: Seen) -> dict[str, Tensor]:
+def embeddings(model: "CrossMAE", seen: Seen) -> dict[str, Tensor]:
     """Spread and rank of the targets, and the embedding losses: matched, out of another clip, of the mean."""
     assert model.image_from_audio is not None and model.audio_from_image is not None
     config = model.config.embedding

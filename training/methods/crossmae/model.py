@@ -3,8 +3,7 @@
 L = lambda * L_contrast + L_cross-cdt + L_cross-emb (eq. 13), each half of a reconstruction loss a part of its own.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +11,16 @@ from torch import Tensor, nn
 from training.methods.crossmae.attentive import attentive_places, attentive_tokens
 from training.methods.crossmae.config import CrossMAEConfig
 from training.methods.crossmae.decoders import EmbeddingDecoder, PixelDecoder
+from training.methods.crossmae.diagnostics import diagnose
 from training.methods.crossmae.teacher import Teacher
+from training.methods.crossmae.view import View
+from training.methods.interface import CachedLoss, Encoded, Inputs, Model, Output, Rebuilt, Side
+from training.methods.interface import Features as FeaturesOfAll
 from training.methods.shared.blocks import drawn_aside, put, take
-from training.methods.shared.contrast import CachedContrast, Contrast
+from training.methods.shared.contrast import Contrast
 from training.methods.shared.encoder import Encoder, Features
 from training.methods.shared.losses import embedding_loss, patch_statistics, pixel_loss
-from training.methods.shared.masking import AUDIO_ATTENTIVE, IMAGE_ATTENTIVE, Mask, mask_audio, mask_image
+from training.methods.shared.masking import Mask, mask_audio, mask_image
 from training.methods.shared.padding import share_of, valid_tokens
 from training.methods.shared.patches import (
     FBANK_GRID,
@@ -30,56 +33,15 @@ from training.methods.shared.patches import (
     patchify_fbank,
     patchify_image,
 )
+from training.methods.shared.streams import AUDIO_ATTENTIVE, IMAGE_ATTENTIVE
 
 
-@dataclass(frozen=True)
-class CrossMAEOutput:
-    """The loss of a batch."""
-
-    loss: Tensor  # scalar, eq. 13
-    parts: dict[str, Tensor]  # unweighted scalars without gradient: contrast, cdt_audio, cdt_visual, emb_audio, ...
-
-
-@dataclass(frozen=True)
-class Reconstructed:
-    """One modality's pixels as rebuilt, for pictures."""
-
-    patches: Tensor  # [B, N, P], in the units of the input
-    is_masked: Tensor  # [B, N] bool, True = hidden from the encoder
-    is_attentive: Tensor  # [B, N] bool, True = an Attentive Token of this modality
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """Both modalities' pixels as rebuilt."""
-
-    image: Reconstructed  # N = 196, P = 768
-    audio: Reconstructed  # N = 512, P = 256
-
-
-@dataclass(frozen=True)
-class View:
-    """One modality as its encoder sees it: masked."""
-
-    features: Features  # of the V visible tokens
-    mask: Mask
-    places: Tensor  # [B, K] int64, the Attentive Tokens' places among the visible ones
-    attentive: Tensor  # [B, K, D], the Attentive Tokens
-    is_chosen: Tensor | None = None  # [B, K] bool, False where there is no token for a place: padding is left out
-
-    @property
-    def is_attentive(self) -> Tensor:
-        """Which of all patches are Attentive Tokens, bool [B, N]."""
-        chosen = torch.ones_like(self.places, dtype=torch.bool) if self.is_chosen is None else self.is_chosen
-        return torch.zeros_like(self.mask.is_masked).scatter(1, self.mask.visible.gather(1, self.places), chosen)
-
-
-class CrossMAE(nn.Module):
+class CrossMAE(Model):
     """The model of Fig. 2. What the config does not use is not built."""
 
     def __init__(self, config: CrossMAEConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.dim = config, config.encoder.dim
         again = config.checkpoint_activations
         self.image_encoder = Encoder(config.encoder, shape=IMAGE_SHAPE, channels=IMAGE_CHANNELS, recompute=again)
         self.audio_encoder = Encoder(config.encoder, shape=FBANK_SHAPE, channels=1, recompute=again)
@@ -94,28 +56,15 @@ class CrossMAE(nn.Module):
             is_ready = config.embedding.targets == "ema"
             self.teacher = Teacher(self.image_encoder, self.audio_encoder, is_ready=is_ready)
 
-    def forward(
-        self,
-        image: Tensor,
-        fbank: Tensor,
-        seeds: Tensor,
-        cached: CachedContrast | None = None,
-        valid_frames: Tensor | None = None,
-    ) -> CrossMAEOutput:
-        """The loss of B pairs.
-
-        Args:
-            image: [B, 3, 224, 224] float, normalised.
-            fbank: [B, 1024, 128] float, time first, normalised.
-            seeds: [B] int64: a sample's masks are a function of its seed alone.
-            cached: the contrastive loss of the batch that these pairs are a piece of; None where they are all of it.
-            valid_frames: [B] int64: the fbanks' rows before padding; looked at with encoder.padding `left_out` alone.
-        """
-        image_view = self.see_image(image, seeds)  # mask, encode, attend
-        audio_view = self.see_audio(fbank, seeds, valid_frames)
+    def forward(self, inputs: Inputs, cached: dict[str, CachedLoss] | None = None) -> Output:
+        """The loss of B pairs, eq. 13. `valid_frames` are looked at with encoder.padding `left_out` alone."""
+        image, fbank = inputs.image[:, 0], inputs.fbank
+        image_view = self.see_image(image, inputs.seeds)  # mask, encode, attend
+        audio_view = self.see_audio(fbank, inputs.seeds, inputs.valid_frames)
         parts: dict[str, Tensor] = {}
         if self.contrast is not None:
-            parts["contrast"] = self.contrast(audio_view.features, image_view.features, cached)  # eq. 1
+            whole = None if cached is None else cached["contrast"]
+            parts["contrast"] = self.contrast(audio_view.features, image_view.features, whole)  # eq. 1
         if self.config.pixel.target != "none":
             image_patches, audio_patches = self.decode_pixels(image_view, audio_view)  # eqs. 7, 8
             parts["cdt_visual"] = self.pixel_loss(image_patches, patchify_image(image), image_view.mask)  # eq. 9
@@ -127,37 +76,80 @@ class CrossMAE(nn.Module):
             parts["emb_audio"] = self.embedding_loss(audio_features, audio_target, audio_view.mask)
         weights = {"contrast": self.config.contrast.weight}  # lambda; the others count whole
         loss = torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()]).sum()  # eq. 13
-        return CrossMAEOutput(loss=loss, parts={name: part.detach() for name, part in parts.items()})
+        return Output(loss=loss, parts={name: part.detach() for name, part in parts.items()})
 
-    def contrast_features(
-        self, image: Tensor, fbank: Tensor, seeds: Tensor, valid_frames: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Eq. 1's global features of the masked views, audio [B, D] and image [B, D], of what `forward` takes."""
+    @property
+    def has_contrast(self) -> bool:
+        """Whether a part of its loss sees the whole batch."""
+        return self.contrast is not None
+
+    def contrast_features(self, inputs: Inputs) -> dict[str, tuple[Tensor, ...]]:
+        """Eq. 1's global features of the masked views, audio and image [B, D]."""
+        if self.contrast is None:
+            return {}
+        image_view = self.see_image(inputs.image[:, 0], inputs.seeds)
+        audio_view = self.see_audio(inputs.fbank, inputs.seeds, inputs.valid_frames)
+        return {"contrast": self.contrast.global_features(audio_view.features, image_view.features)}
+
+    def contrast_loss(self, name: str, features: Sequence[Tensor]) -> Tensor:
+        """Eq. 1 of global features of audio and image, [B, D]."""
         assert self.contrast is not None
-        image_view, audio_view = self.see_image(image, seeds), self.see_audio(fbank, seeds, valid_frames)
-        return self.contrast.global_features(audio_view.features, image_view.features)
+        audio, image = features
+        return self.contrast.loss(audio, image)
+
+    def contrast_parameters(self, name: str) -> tuple[nn.Parameter, ...]:
+        """The temperature, where it is learned."""
+        return () if self.contrast is None else self.contrast.own_parameters
+
+    def encode(
+        self, *, image: Tensor | None = None, fbank: Tensor | None = None, valid_frames: Tensor | None = None
+    ) -> Encoded:
+        """Features of all tokens of images [B, 1, 3, 224, 224] and fbanks [B, 1024, 128], each by its own encoder."""
+        return Encoded(
+            image=None if image is None else _of_all(self.encode_image(image[:, 0]), IMAGE_GRID),
+            audio=None if fbank is None else _of_all(self.encode_audio(fbank, valid_frames), FBANK_GRID),
+        )
 
     def encode_image(self, image: Tensor) -> Features:
         """Features of all 196 tokens of an image [B, 3, 224, 224]."""
         return self.image_encoder(image)
 
     def encode_audio(self, fbank: Tensor, valid_frames: Tensor | None = None) -> Features:
-        """Features of all 512 tokens of an fbank [B, 1024, 128]; token t * 8 + f. valid_frames as of `forward`."""
+        """Features of all 512 tokens of an fbank [B, 1024, 128]; token t * 8 + f. valid_frames int64 [B]."""
         return self.audio_encoder(fbank.unsqueeze(1), None, self._valid_tokens(valid_frames))
 
     @torch.no_grad()
-    def reconstruct(
-        self, image: Tensor, fbank: Tensor, seeds: Tensor, valid_frames: Tensor | None = None
-    ) -> Reconstruction:
-        """What the pixel decoders make of a batch as `forward` takes it, in the units of the inputs."""
+    def rebuild(self, inputs: Inputs) -> dict[Side, Rebuilt]:
+        """What the pixel decoders make of a batch, in the units of the inputs; the Attentive Tokens are marked."""
         if self.config.pixel.target == "none":
-            raise ValueError("pixel.target is 'none', so there is nothing to show: allowed are self, cross")
-        image_view, audio_view = self.see_image(image, seeds), self.see_audio(fbank, seeds, valid_frames)
+            return {}
+        image, fbank = inputs.image[:, 0], inputs.fbank
+        image_view = self.see_image(image, inputs.seeds)
+        audio_view = self.see_audio(fbank, inputs.seeds, inputs.valid_frames)
         image_patches, audio_patches = self.decode_pixels(image_view, audio_view)
-        return Reconstruction(
-            image=self._reconstructed(image_patches, patchify_image(image), image_view),
-            audio=self._reconstructed(audio_patches, patchify_fbank(fbank), audio_view),
-        )
+        return {
+            "image": self._rebuilt(image_patches, patchify_image(image), IMAGE_GRID, image_view),
+            "audio": self._rebuilt(audio_patches, patchify_fbank(fbank), FBANK_GRID, audio_view),
+        }
+
+    def after_start(self) -> None:
+        """Starts the running mean of targets `ema` at the encoders as they are."""
+        self.reset_teacher()
+
+    def after_step(self) -> None:
+        """Moves the running mean of the encoders on, where that gives the targets; holds a learned temperature."""
+        self.update_teacher()
+        if self.contrast is not None:
+            self.contrast.hold_temperature()
+
+    def pretend_ready(self) -> None:
+        """Takes the teacher to be loaded, for counting on the meta device."""
+        if self.teacher is not None:
+            self.teacher.is_ready = True
+
+    def diagnose(self, inputs: Inputs) -> dict[str, Tensor]:
+        """What docs/model.md lists."""
+        return diagnose(self, inputs)
 
     def see_image(self, image: Tensor, seeds: Tensor) -> View:
         """Mask and encode the image, and choose its Attentive Tokens (eqs. 4 and 6)."""
@@ -166,7 +158,7 @@ class CrossMAE(nn.Module):
         return self._view(features, mask, seeds, self.config.attentive.image_ratio, IMAGE_ATTENTIVE)
 
     def see_audio(self, fbank: Tensor, seeds: Tensor, valid_frames: Tensor | None = None) -> View:
-        """Mask and encode the fbank, and choose its Attentive Tokens (eqs. 3 and 5). valid_frames as of `forward`."""
+        """Mask and encode the fbank, and choose its Attentive Tokens (eqs. 3 and 5). valid_frames int64 [B]."""
         is_valid = self._valid_tokens(valid_frames)
         mask = mask_audio(seeds, FBANK_GRID, self.config.mask.audio_ratio, self.config.mask.audio_strategy, is_valid)
         features = self.audio_encoder(fbank.unsqueeze(1), mask.visible, is_valid)
@@ -291,12 +283,12 @@ class CrossMAE(nn.Module):
         zeros = tokens.new_zeros(1, view.mask.is_masked.shape[1], tokens.shape[-1])
         return put(zeros, view.mask.visible.gather(1, view.places), tokens)
 
-    def _reconstructed(self, predicted: Tensor, patches: Tensor, view: View) -> Reconstructed:
+    def _rebuilt(self, predicted: Tensor, patches: Tensor, grid: tuple[int, int], view: View) -> Rebuilt:
         predicted = predicted.float()
         if self.config.pixel.norm_pix:  # as MAE's demo: by the mean and deviation of the true patch
             mean, std = patch_statistics(patches)
             predicted = predicted * std + mean
-        return Reconstructed(predicted, view.mask.is_masked, view.is_attentive)
+        return Rebuilt(patches=predicted, grid=grid, is_masked=view.mask.is_masked, is_marked=view.is_attentive)
 
     def _pixel_decoder(self, grid: tuple[int, int], channels: int, other_ratio: float) -> PixelDecoder | None:
         pixel = self.config.pixel
@@ -320,3 +312,14 @@ class CrossMAE(nn.Module):
             grid=grid,
             recompute=self.config.checkpoint_activations,
         )
+
+
+def _of_all(features: Features, grid: tuple[int, int]) -> FeaturesOfAll:
+    return FeaturesOfAll(
+        pooled=features.pooled,
+        tokens=features.tokens,
+        grid=grid,
+        cls=features.cls,
+        attention=features.attention,
+        is_valid=features.is_valid,
+    )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_gather_tensor_autograd  # unlike the others, it compiles
 
+from training.methods.interface import CachedLoss
 from training.methods.shared.blocks import init_linears, without_autocast
 from training.methods.shared.config_values import check_literals
 from training.methods.shared.encoder import Features
@@ -46,25 +47,6 @@ class ContrastConfig:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class CachedContrast:
-    """The contrastive loss of a batch that is taken in pieces, and its gradient for one piece (GradCache, Gao et al.
-    2021, arXiv 2101.06983). A gradient is that of the mean over the pieces: the sum's times their number.
-    """
-
-    loss: Tensor  # scalar, of the whole batch
-    audio: Tensor  # [B, D], its gradient in the piece's global features
-    image: Tensor  # [B, D]
-    temperature: Tensor | None  # scalar, in the logarithm of a learned temperature
-
-    def attach(self, audio: Tensor, image: Tensor, log_temperature: Tensor | None) -> Tensor:
-        """The loss as a scalar whose gradient reaches the encoders through global features [B, D]."""
-        linear = (audio.float() * self.audio).sum() + (image.float() * self.image).sum()
-        if log_temperature is not None and self.temperature is not None:
-            linear = linear + log_temperature * self.temperature
-        return self.loss + (linear - linear.detach())
-
-
 class Contrast(nn.Module):
     """Global features of both modalities (eq. 1: "global features") and their symmetric InfoNCE."""
 
@@ -77,13 +59,18 @@ class Contrast(nn.Module):
             nn.Parameter(torch.tensor(math.log(config.temperature))) if config.learnable_temperature else None
         )
 
-    def forward(self, audio: Features, image: Features, cached: CachedContrast | None = None) -> Tensor:
+    def forward(self, audio: Features, image: Features, cached: CachedLoss | None = None) -> Tensor:
         """Eq. 1: the scalar loss of B pairs; with torch.distributed, this rank's rows against all columns.
 
         With `cached`, these are a piece of the batch that it knows: its loss, and the gradient of that.
         """
         a, v = self.global_features(audio, image)
-        return self.loss(a, v) if cached is None else cached.attach(a, v, self.log_temperature)
+        return self.loss(a, v) if cached is None else cached.attach((a, v), self.own_parameters)
+
+    @property
+    def own_parameters(self) -> tuple[nn.Parameter, ...]:
+        """The logarithm of the temperature, where it is learned."""
+        return () if self.log_temperature is None else (self.log_temperature,)
 
     def global_features(self, audio: Features, image: Features) -> tuple[Tensor, Tensor]:
         """Eq. 1's global features of both modalities, [B, D] each."""

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from training.methods.shared.padding import share_of
+from training.methods.shared.streams import AUDIO_FREQUENCY, AUDIO_MASK, AUDIO_TIME, IMAGE_MASK
 
 AudioStrategy = Literal["random", "time", "frequency", "time-frequency"]
-
-# One stream a random choice: two streams of one seed have nothing to do with each other.
-IMAGE_MASK, AUDIO_MASK, AUDIO_TIME, AUDIO_FREQUENCY, IMAGE_ATTENTIVE, AUDIO_ATTENTIVE = range(6)
 
 
 def _signed(constant: int) -> int:

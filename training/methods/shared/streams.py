@@ -8,5 +8,7 @@ of what a run is: they never change, and none is given twice.
 IMAGE_MASK, AUDIO_MASK, AUDIO_TIME, AUDIO_FREQUENCY, IMAGE_ATTENTIVE, AUDIO_ATTENTIVE = range(6)
 # Augmentation of the sound, and mixup
 IS_MIXED, PARTNER, MIXED_SHARE, SPEC_BANDS, SPEC_ROWS, NOISE, LOUDNESS, SHIFT = range(100, 108)
+# Augmentation of frames and waveforms
+CROP, FLIP, GAIN = range(110, 113)
 # What is read of a sample
 FRAMES, SOUND = range(200, 202)
