@@ -248,7 +248,7 @@ def test_gradients_are_laid_out_as_their_parameters():
 
     task = Pretraining(parse_arguments([*SMALL, "--data=d", "--out=o", "--variant=cl-av"]))
     image, fbank, seeds = torch.randn(1, 3, 224, 224), torch.randn(1, 1024, 128), torch.zeros(1, dtype=torch.int64)
-    inputs = SimpleNamespace(image=image, fbank=fbank, seeds=seeds)
+    inputs = SimpleNamespace(image=image, fbank=fbank, seeds=seeds, valid_frames=None)
 
     def gradients():
         task.weights.zero_grad()

@@ -56,7 +56,7 @@ def test_a_damaged_line_is_left_out_with_a_warning(tmp_path, damaged, line, caps
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(WHOLE + damaged)
     log = StepLog(path, last_step=2)
-    assert capsys.readouterr().err == f"train.py: warning: {path}: left out, damaged: line {line}\n"
+    assert capsys.readouterr().err == f"warning: {path}: left out, damaged: line {line}\n"
     log.write({"step": 3, "loss": 0.25})
     log.close()
     assert [line["loss"] for line in read_step_log(path)] == [2.0, 1.0, 0.25]
