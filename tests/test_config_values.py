@@ -137,7 +137,7 @@ def test_the_contrast_is_cached_where_there_are_pieces(dataset, tmp_path, monkey
 
 
 def test_one_piece_is_encoded_once(dataset, tmp_path, monkeypatch, capsys):
-    monkeypatch.delattr("training.train.cache_contrast")  # nothing asks for it
+    monkeypatch.delattr("training.task.cache_contrast")  # nothing asks for it
     told = [f"--data={dataset}", f"--out={tmp_path / 'run'}", "--batch-size=4", "--steps=1", "--workers=0"]
     main([*SMALL, *told, "--contrast-cache"])
     assert "batch 4 = 1 x 1 x 4" in capsys.readouterr().out

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from accelerate.commands.config import config_args
 from shards_spec.cores import usable_cores
 from shards_spec.errors import UserError
 from tests.datasets import make_dataset
+from tests.models import told
 from tests.runs import ROOT, SMALL, environment, mistake
 from training.launcher import (
     Launch,
@@ -248,7 +248,7 @@ def test_gradients_are_laid_out_as_their_parameters():
 
     task = Pretraining(parse_arguments([*SMALL, "--data=d", "--out=o", "--variant=cl-av"]))
     image, fbank, seeds = torch.randn(1, 3, 224, 224), torch.randn(1, 1024, 128), torch.zeros(1, dtype=torch.int64)
-    inputs = SimpleNamespace(image=image, fbank=fbank, seeds=seeds, valid_frames=None)
+    inputs = told(image, fbank, seeds)
 
     def gradients():
         task.weights.zero_grad()

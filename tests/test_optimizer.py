@@ -88,7 +88,7 @@ def test_kernels_of_any_number_of_dimensions_are_decayed_and_tables_are_not():
 
 def test_tokens_are_decayed_where_it_is_asked_for_as_in_mae():
     model = everything()
-    plain, asked = (decayed(model, replace(OPTIONS, decay_tokens=value)) for value in (False, True))
+    plain, asked = (decayed(model, replace(OPTIONS, decay_on=value)) for value in ("layers", "tokens"))
     more = {name.rsplit(".", 1)[-1] for name, p in model.named_parameters() if id(p) in asked - plain}
     assert plain < asked and more == {"cls_token", "mask_token", "queries"}
 
@@ -119,7 +119,7 @@ def stepped(classifier, config):
     return optimizer
 
 
-@pytest.mark.parametrize("change", [{"weight_decay": 0.0}, {"decay_tokens": True}, {"betas": (0.1, 0.2)}, {}])
+@pytest.mark.parametrize("change", [{"weight_decay": 0.0}, {"decay_on": "tokens"}, {"betas": (0.1, 0.2)}, {}])
 def test_moments_stay_with_their_parameters_where_groups_change(change):
     """Without decay there are fewer groups, with decayed tokens others: the same number means another parameter."""
     config = replace(parse_finetune(["--data=d", "--out=o", "--layer-decay=0.5"]), encoder=SMALLEST.encoder)

@@ -60,7 +60,7 @@ def rate_of(loop):
 def test_the_same_command_has_nothing_to_tell(dataset, run, capsys):
     (checkpoint,) = checkpoints(run)
     config = json.loads((checkpoint / "config.json").read_text())
-    del config["optimizer"]["decay_tokens"]  # an older version's
+    del config["optimizer"]["decay_on"]  # an older version's
     (checkpoint / "config.json").write_text(json.dumps(config))
     loop_of(dataset, run, *BEGUN)
     said = capsys.readouterr().out.splitlines()
