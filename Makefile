@@ -1,5 +1,5 @@
 # make install  .venv with everything       make demo   the whole way of the data on made clips
-# make test     pytest                      make lint   ruff and mypy          make check   both
+# make test     pytest, two files at a time   make lint   ruff and mypy          make check   both
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -27,7 +27,7 @@ demo: install
 	$(PY) -m tools.demo
 
 test: install
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(PY) -m ruff check .

@@ -11,7 +11,8 @@ from training.methods.crossmae.attentive import attentive_places, attentive_toke
 from training.methods.crossmae.config import AttentiveConfig
 from training.methods.shared.blocks import LayerNorm, take
 from training.methods.shared.encoder import Encoder, EncoderConfig, Features, cls_attention
-from training.methods.shared.masking import IMAGE_ATTENTIVE, Mask, mask_image
+from training.methods.shared.masking import Mask, mask_image
+from training.methods.shared.streams import IMAGE_ATTENTIVE
 
 TINY = EncoderConfig(dim=64, depth=3, heads=4)
 SIZES = [((224, 224), 3, 196), ((1024, 128), 1, 512)]

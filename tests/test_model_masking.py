@@ -7,19 +7,9 @@ import torch
 from torch import Tensor
 
 from tests.models import needs_compiler
-from training.methods.shared.masking import (
-    AUDIO_MASK,
-    GOLDEN,
-    IMAGE_ATTENTIVE,
-    IMAGE_MASK,
-    AudioStrategy,
-    Mask,
-    mask_audio,
-    mask_image,
-    noise,
-    splitmix64,
-)
+from training.methods.shared.masking import GOLDEN, AudioStrategy, Mask, mask_audio, mask_image, noise, splitmix64
 from training.methods.shared.patches import FBANK_GRID, FBANK_TOKENS, IMAGE_TOKENS
+from training.methods.shared.streams import AUDIO_MASK, IMAGE_ATTENTIVE, IMAGE_MASK
 
 STRATEGIES: tuple[AudioStrategy, ...] = get_args(AudioStrategy)
 SEEDS = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63), 1234567])
