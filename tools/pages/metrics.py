@@ -30,6 +30,8 @@ _KNOWN = {
     "contrast": _Known(title="Contrast", log_y=True),
     "cdt_visual": _Known(title="Pixels, image", colour="image", log_y=True),
     "cdt_audio": _Known(title="Pixels, audio", colour="audio", log_y=True),
+    "pixel_image": _Known(title="Pixels, image", colour="image", log_y=True),
+    "pixel_audio": _Known(title="Pixels, audio", colour="audio", log_y=True),
     "emb_visual": _Known(title="Embeddings, image", colour="image", log_y=True),
     "emb_audio": _Known(title="Embeddings, audio", colour="audio", log_y=True),
     "grad_norm": _Known(title="Gradient norm", log_y=True),
@@ -43,7 +45,7 @@ _NO_CURVE = {"step", "epoch", "cursor", "seconds"}
 
 # A group takes the keys that begin with one of its words; the first that fits. The last takes what is left.
 _GROUPS = (
-    ("Losses", ("loss", "contrast", "cdt_", "emb_")),
+    ("Losses", ("loss", "contrast", "cdt_", "pixel_", "emb_")),
     ("Optimizer", ("grad", "lr", "temperature", "weight_norm", "update", "loss_scale", "clip")),
     ("Data and speed", ("samples", "data_", "mfu", "bad_", "memory", "gpu", "tflops", "step_time", "tokens_")),
     ("Diagnostics", ("",)),

@@ -107,9 +107,12 @@ def _sample(sample: Sample, names: Sequence[str]) -> str:
     )
 
 
+_LACKING = {"Reconstruction": "there is no pixel decoder", "Attentive Tokens": "the method chooses no tokens"}
+
+
 def _pair(sample: Sample, left: Both, left_caption: str, right: Both, right_caption: str) -> str:
     figures = "".join(
-        f'<div class="{kind} missing">{escape(caption)}: none, there is no pixel decoder</div>'
+        f'<div class="{kind} missing">{escape(caption)}: none, {_LACKING[caption]}</div>'
         if picture is None
         else _figure(picture, kind, caption, length=sample.length if kind == "sound" else 1.0)
         for kind in ("frame", "sound")
