@@ -32,7 +32,7 @@ def write_lists(folder, *, train=GOOD, val=GOOD, test=GOOD):
 
 
 def test_lists_are_read_and_damaged_lines_counted(tmp_path):
-    bad = ["Bark&E_1Asfq8it4&good&0", "Bark&short&good&0&3", "Bark&E_1Asfq8it4&good&x&3", "Bark&E_1Asfq8it4&good&0&0"]
+    bad = ["Bark&E_1Asfq8it4&good&0", "Bark&short&good&0&3", "Bark&E_1Asfq8it4&good&x&3", "Bark&E_1Asfq8it4&good&3&2"]
     bad += ["Bark&E_1Asfq8it4&good&5&11", "&E_1Asfq8it4&good&5&6", "Bark&../../../ab&good&0&3", "\x00\xff", "9" * 5000]
     left_out = LeftOut()
     write_lists(tmp_path, train="\n".join([HEADER, *GOOD.splitlines(), *bad, ""]), val=None)
@@ -44,8 +44,16 @@ def test_lists_are_read_and_damaged_lines_counted(tmp_path):
     assert lists["train"][1].labels(classes).tolist() == [1] * 10
     assert len(left_out) == len(bad)
     notes = left_out.notes()
-    assert any("0 <= start < end <= 10: 2 (trainSet.txt:7, trainSet.txt:8)" in note for note in notes), notes
+    assert any("0 <= start <= end <= 10: 2 (trainSet.txt:7, trainSet.txt:8)" in note for note in notes), notes
     assert all("\n" not in note for note in notes)
+
+
+def test_an_event_in_no_second_is_background_throughout(tmp_path):
+    """One row of AVE's 4,143 is 0&0."""
+    left_out = LeftOut()
+    row = "Bark&E_1Asfq8it4&good&0&0"
+    (event,) = read_lists(write_lists(tmp_path, test=row), left_out)["test"]
+    assert event.labels(["Bark"]).tolist() == [1] * 10 and not len(left_out)
 
 
 @pytest.mark.parametrize(("lists", "message"), [({"train": None}, "does not exist"), ({"test": "x\n"}, "no usable")])

@@ -33,6 +33,7 @@ def test_questions_are_read_and_damaged_entries_counted(tmp_path):
     two = entry(
         text="Are there <Object> and <Object> instruments in the video?", templ_values='["piano", "acoustic guitar"]'
     )
+    wide = entry(text="Where is the <FL> instrument\uff1f")  # a full-width question mark, as 430 test questions have
     bad = [entry(templ_values="[]"), entry(templ_values="['first']"), entry(templ_values=7), entry(type="Audio")]
     bad += [
         entry(anser=None),
@@ -43,11 +44,12 @@ def test_questions_are_read_and_damaged_entries_counted(tmp_path):
         entry(templ_values="[1]"),
     ]
     left_out = LeftOut()
-    read = read_questions(write_questions(tmp_path, train=[entry(), *bad, two], val=None), left_out)
-    assert read["val"] == [] and len(read["train"]) == 2 and len(read["test"]) == 1
-    first, second = read["train"]
+    read = read_questions(write_questions(tmp_path, train=[entry(), *bad, two, wide], val=None), left_out)
+    assert read["val"] == [] and len(read["train"]) == 3 and len(read["test"]) == 1
+    first, second, third = read["train"]
     assert first.words == ("where", "is", "the", "first", "sounding", "instrument") and first.answer == "left"
     assert first.kind == ("Audio-Visual", "Temporal") and first.video_id == "00000272"
+    assert third.words == ("where", "is", "the", "first", "instrument")
     assert second.words[2:5] == ("piano", "and", "acoustic guitar")
     assert len(left_out) == len(bad)
     assert "left out, questions with more <...> than templ_values: 1 (avqa-train.json, entry 1)" in left_out.notes()

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score, top_k_accuracy_score
 
+from shards_spec.errors import UserError
 from training.evaluation.classification_metrics import (
     average_precision,
+    count_tied,
     d_prime,
     multilabel_metrics,
     notes_on_classes,
@@ -63,8 +65,25 @@ def test_accuracy_is_that_of_scikit_learn():
         assert ours[f"top-{k}"] == pytest.approx(100 * theirs)
 
 
-def test_equal_scores_are_no_hit():
-    assert singlelabel_metrics(np.zeros((4, 9)), np.eye(9, dtype=bool)[:4]) == {"top-1": 0.0, "top-5": 0.0}
+def test_of_equal_scores_the_first_class_ranks_first():
+    """As the argmax by which CAV-MAE's code counts: a tie is a hit or a miss by the place of the right class."""
+    generator = np.random.default_rng(1)
+    classes = generator.integers(0, 9, 400)
+    is_positive = np.eye(9, dtype=bool)[classes]
+    scores = generator.integers(0, 3, (400, 9)).astype(np.float32)  # ties nearly everywhere
+    expected = 100 * np.mean(scores.argmax(axis=1) == is_positive.argmax(axis=1))
+    assert singlelabel_metrics(scores, is_positive)["top-1"] == expected
+    assert singlelabel_metrics(np.zeros((9, 9)), np.eye(9, dtype=bool)) == {"top-1": 100 / 9, "top-5": 100 * 5 / 9}
+    assert count_tied(scores, is_positive) == sum((s == s[c]).sum() > 1 for s, c in zip(scores, classes, strict=True))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("metric", [singlelabel_metrics, multilabel_metrics, average_precision, roc_auc])
+def test_scores_that_are_no_numbers_are_refused(metric, bad):
+    scores = np.ones((3, 4))
+    scores[1, 2] = bad
+    with pytest.raises(UserError, match="scores of 1 of 3 samples are not finite"):
+        metric(scores, np.eye(4, dtype=bool)[:3])
 
 
 def test_the_same_answer_for_all_scores_the_share_of_positives():

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from shards_spec.errors import UserError
@@ -30,6 +31,7 @@ from training.finetune.classifier import Classifier, load_classifier
 from training.finetune.config import parse_finetune
 from training.finetune.finetune import Finetuning, layer_scale, parameter_groups, smooth
 from training.finetune.labels import Labels, read_labels
+from training.methods.cav_mae.classifier import Head
 from training.methods.crossmae.config import PRESETS
 from training.methods.interface import Inputs
 from training.methods.shared.encoder import EncoderConfig
@@ -181,6 +183,21 @@ def test_only_what_is_used_is_built_and_all_of_it_learns(inputs, used):
     assert {name.split("_")[0] for name, _ in classifier.named_children() if "encoder" in name} == used
     classifier(torch.randn(2, 3, 224, 224), torch.randn(2, 1024, 128)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in classifier.parameters())
+
+
+def test_heads_score_in_float32_under_autocast():
+    """bf16 keeps 8 bits: of 309 classes whose scores lie close together many would tie."""
+    torch.manual_seed(0)
+    audio, video = torch.randn(64, 48), torch.randn(64, 48)
+    ours = Classifier(EncoderConfig(dim=48, depth=1, heads=3), inputs="av", classes=309)
+    theirs = Head(48, 309)
+    nn.init.constant_(ours.head.bias, 8.0)
+    nn.init.constant_(theirs.linear.bias, 8.0)
+    for score in (lambda a, v: ours.classify(a, v), lambda a, _: theirs(a)):
+        expected = score(audio, video)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = score(audio, video)
+        assert found.dtype == torch.float32 and torch.equal(found, expected)
 
 
 def test_rates_by_layer_head_and_modality():

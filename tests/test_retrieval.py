@@ -13,7 +13,17 @@ from training.evaluate import main
 from training.evaluation.features import Embeddings
 from training.evaluation.metadata import label_ids
 from training.evaluation.pools import choose, parse_pool
-from training.evaluation.retrieval import class_chance, class_ranks, label_matrix, partner_ranks, retrieval, score
+from training.evaluation.retrieval import (
+    AUDIO_TO_IMAGE,
+    IMAGE_TO_AUDIO,
+    class_chance,
+    class_ranks,
+    exact,
+    label_matrix,
+    partner_ranks,
+    retrieval,
+    score,
+)
 from training.stream.index import open_index
 from training.stream.order import sample_seeds
 
@@ -54,6 +64,48 @@ def test_collapsed_features_score_no_hit():
     result = retrieval(same, same)
     assert result.audio_to_image.recall == {1: 0, 5: 0, 10: 0}
     assert result.image_to_audio.median_rank == 20
+
+
+@pytest.mark.parametrize("n", [513, 1025])
+def test_collapsed_features_score_no_hit_whatever_the_chunks(n):
+    """Of one row alone the last digit of a float32 product is another than of 512 together."""
+    generator = torch.Generator().manual_seed(0)
+    for width in (192, 200, 768):
+        same = torch.randn(1, width, generator=generator).expand(n, -1).contiguous()
+        result = retrieval(same, same * 3)
+        assert result.audio_to_image.recall == result.image_to_audio.recall == {1: 0, 5: 0, 10: 0}
+
+
+def test_similarities_do_not_depend_on_the_order_of_summation():
+    generator = torch.Generator().manual_seed(0)
+    queries, candidates = (exact(torch.randn(300, 77, generator=generator)) for _ in range(2))
+    order = torch.randperm(77, generator=generator)
+    assert torch.equal(queries @ candidates.T, queries[:, order] @ candidates[:, order].T)
+    assert torch.equal((queries @ candidates.T)[5], (queries[5:6] @ candidates.T)[0])
+    assert (exact(queries) - queries).abs().max() < 2**-26
+
+
+def cav_mae_metrics(similarity):
+    """What its retrieval.py computes, by its rule: every place of a sorted row that equals the partner's counts."""
+    places = np.where(np.sort(-similarity, axis=1) + np.diag(similarity)[:, None] == 0)[1]
+    return {k: 100 * (float((places < k).sum()) / len(places)) for k in (1, 5, 10)}, np.median(places) + 1
+
+
+def test_ties_as_cav_mae_counts_them():
+    generator = torch.Generator().manual_seed(0)
+    few = torch.randn(7, 5, generator=generator)
+    audio, image = few[torch.randint(7, (40,), generator=generator)], few[torch.randint(7, (40,), generator=generator)]
+    result = retrieval(audio, image)
+    for name, one, other in ((AUDIO_TO_IMAGE, audio, image), (IMAGE_TO_AUDIO, image, audio)):
+        recall, median = cav_mae_metrics((exact(one) @ exact(other).T).numpy())
+        assert (result.ties[name].recall, result.ties[name].median_rank) == (recall, median)
+    same = torch.ones(20, 4)
+    assert retrieval(same, same).ties[AUDIO_TO_IMAGE].recall == {1: 5, 5: 25, 10: 50}
+    apart = torch.randn(2, 30, 16, generator=generator)
+    assert not retrieval(*apart).ties
+    recall, median = cav_mae_metrics((exact(apart[0]) @ exact(apart[1]).T).numpy())
+    found = retrieval(*apart).audio_to_image
+    assert (found.recall, found.median_rank) == (recall, median)
 
 
 def test_random_features_score_at_chance():

@@ -16,7 +16,7 @@ from shards_spec.errors import UserError
 from shards_spec.sample import FBANK_SHAPE, FRAME_SIZE, SAMPLE_RATE
 from tests.checkpoints import make_checkpoint
 from training.evaluate import main as evaluate
-from training.evaluation.heads.avsbench import UNREADABLE, decode, kaldi_fbank, read_videos, read_wav
+from training.evaluation.heads.avsbench import UNREADABLE, decode, is_foreground, kaldi_fbank, read_videos, read_wav
 from training.evaluation.heads.left_out import LeftOut
 from training.evaluation.heads.segmentation_metrics import f_curves, frame_scores, summarise
 from training.evaluation.segmentation import MaskHead
@@ -88,7 +88,23 @@ def test_iou_and_f_are_scikit_learns():
             assert curves[frame, level].item() == pytest.approx(expected)
 
 
+def test_probabilities_that_are_no_numbers_are_refused():
+    broken = PROBABILITIES.clone()
+    broken[1, 0, 0] = torch.nan
+    with pytest.raises(UserError, match="masks are not finite"):
+        frame_scores(broken, MASKS)
+
+
 # -------------------------------------------------------------------- files
+
+
+def test_masks_of_any_brightness_are_read_alike():
+    mask = np.zeros((2, 4, 4), np.uint8)
+    mask[0, 1:3, 2] = 1
+    for brightness in (1, 38, 255):
+        assert (is_foreground(mask * np.uint8(brightness)) == (mask == 1)).all()
+    edges = np.array([[[0, 127, 128, 255]]], np.uint8)
+    assert is_foreground(edges).tolist() == [[[False, False, True, True]]]
 
 
 def write_wav(path, values, *, rate=SAMPLE_RATE, channels=1, width=2):

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tools.pages.pictures import Picture, as_picture, box_outline, heat, thumbnail
@@ -13,7 +12,7 @@ from tools.reporting.samples import Stored, read_samples
 from training.evaluation.features import LoadedModel, embed_dataset
 from training.evaluation.localization import ciou, ground_truth, heatmaps, predicted_region, usable_boxes
 from training.evaluation.metadata import read_metadata
-from training.evaluation.retrieval import partner_ranks
+from training.evaluation.retrieval import exact, partner_ranks
 from training.stream.index import DatasetIndex
 from training.stream.order import Numbers
 
@@ -62,7 +61,7 @@ def retrieve(
         UserError: the model's features are not finite.
     """
     embedded = embed_dataset(index, loaded, numbers=numbers, batch_size=16, workers=0)
-    audio, image = F.normalize(embedded.audio, dim=1), F.normalize(embedded.image, dim=1)
+    audio, image = exact(embedded.audio), exact(embedded.image)
     found = []
     for asks_for, given, theirs in (("image", audio, image), ("sound", image, audio)):
         ranks = partner_ranks(given, theirs)[:queries].tolist()

@@ -9,6 +9,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
+from shards_spec.errors import UserError
 from training.finetune.labels import Task
 
 Scores = npt.NDArray[np.floating]
@@ -26,6 +27,7 @@ def average_precision(scores: Scores, is_positive: Targets) -> npt.NDArray[np.fl
         scores: [N, C], finite.
         is_positive: [N, C].
     """
+    check_finite(scores)
     result = np.full(scores.shape[1], np.nan)
     for c in range(scores.shape[1]):
         found, taken = _thresholds(scores[:, c], is_positive[:, c])
@@ -36,6 +38,7 @@ def average_precision(scores: Scores, is_positive: Targets) -> npt.NDArray[np.fl
 
 def roc_auc(scores: Scores, is_positive: Targets) -> npt.NDArray[np.float64]:
     """The area under each class's ROC curve, 0 to 1, float64 [C]; NaN where a class lacks positives or negatives."""
+    check_finite(scores)
     result = np.full(scores.shape[1], np.nan)
     for c in range(scores.shape[1]):
         found, taken = _thresholds(scores[:, c], is_positive[:, c])
@@ -71,10 +74,37 @@ def multilabel_metrics(scores: Scores, is_positive: Targets) -> Metrics:
 
 
 def singlelabel_metrics(scores: Scores, is_positive: Targets) -> Metrics:
-    """Top-1 and top-5 accuracy, in %. A class that scores as much as the right one ranks before it."""
-    own = np.where(is_positive, scores, -np.inf).max(axis=1, keepdims=True)  # [N, 1]
-    rank = (scores >= own).sum(axis=1)  # its own score counts for rank 1
-    return {f"top-{k}": 100 * float((rank <= k).mean()) for k in (1, 5)}
+    """Top-1 and top-5 accuracy, in %, of samples with one class each. Ties are decided as in `class_ranks`."""
+    ranks = class_ranks(scores, is_positive)
+    return {f"top-{k}": 100 * float((ranks <= k).mean()) for k in (1, 5)}
+
+
+def class_ranks(scores: Scores, is_positive: Targets) -> npt.NDArray[np.int64]:
+    """The rank (1 = first) of each sample's one class among all, int64 [N].
+
+    Of classes that score the same, the first in the class list ranks first: numpy's argmax, by which CAV-MAE counts.
+    """
+    check_finite(scores)
+    right = is_positive.argmax(axis=1)[:, None]
+    own = np.take_along_axis(scores, right, axis=1)
+    is_earlier = np.arange(scores.shape[1]) < right
+    return 1 + ((scores > own) | ((scores == own) & is_earlier)).sum(axis=1)
+
+
+def count_tied(scores: Scores, is_positive: Targets) -> int:
+    """Of how many samples with one class each another class scores as much as the right one."""
+    own = np.take_along_axis(scores, is_positive.argmax(axis=1)[:, None], axis=1)
+    return int(((scores == own).sum(axis=1) > 1).sum())
+
+
+def check_finite(scores: Scores) -> None:
+    """Raises UserError where a score is no finite number: it would rank anywhere."""
+    is_bad = ~np.isfinite(scores).all(axis=1)
+    if is_bad.any():
+        raise UserError(
+            f"the scores of {int(is_bad.sum()):,} of {len(scores):,} samples are not finite numbers:"
+            " evaluate an older checkpoint"
+        )
 
 
 def metrics_of(task: Task, scores: Scores, is_positive: Targets) -> Metrics:

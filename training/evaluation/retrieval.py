@@ -23,7 +23,9 @@ __all__ = ["RANKS", "LoadedModel", "RetrievalConfig", "load_model", "partner_ran
 
 # Q queries, C candidates, D features, L classes.
 RANKS = (1, 5, 10)
+AUDIO_TO_IMAGE, IMAGE_TO_AUDIO = "audio -> image", "image -> audio"
 _CHUNK = 512  # queries scored at once: memory is a few times _CHUNK x C, whatever Q
+_GRID = 2.0**26  # steps of `exact` from 0 to 1
 
 PAPER: Rows = {
     "CrossMAE ViT-B, Flickr-SoundNet, audio -> image": {"R@1": 16.8, "R@5": 45.2, "R@10": 64.0},
@@ -31,7 +33,8 @@ PAPER: Rows = {
 }
 PROTOCOL = (
     "Cosine of pooled unmasked features, no fine-tuning. R@K: share of queries whose own partner is among the K most"
-    " similar; a candidate as similar as the partner ranks before it, so features that are all equal score no hit."
+    " similar; a candidate as similar as the partner ranks before it, so features that are all equal score no hit;"
+    " similarities are exact, so that equal features are equally similar, wherever they stand."
     " class R@K: share of the labelled queries with a candidate of a common label among the first K (their partner is"
     " one); at equal similarity, candidates without one rank before."
 )
@@ -46,31 +49,81 @@ class Recall:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where each query finds its own partner among C candidates."""
+
+    better: Tensor  # int64 [Q], candidates more similar than the partner
+    tied: Tensor  # int64 [Q], those as similar, the partner among them
+
+    @property
+    def last(self) -> Tensor:
+        """The rank (1 = first) where ties count against the query, int64 [Q]."""
+        return self.better + self.tied
+
+    def with_all_ranks(self) -> Recall:
+        """R@K and median rank as CAV-MAE's code counts them: a query has each of its tied ranks, as a query each.
+
+        So features that are all equal score chance; without ties this is what `last` gives.
+        """
+        end = int(self.last.max())
+        steps = torch.zeros(end + 1, dtype=torch.int64)
+        steps.scatter_add_(0, self.better.cpu(), torch.ones_like(self.better.cpu()))
+        steps.scatter_add_(0, self.last.cpu(), -torch.ones_like(self.last.cpu()))
+        reached = steps.cumsum(0).cumsum(0)  # ranks of at most 1, 2, ...
+        total = int(reached[-1])
+        middle = [int((reached > place).nonzero()[0]) + 1 for place in ((total - 1) // 2, total // 2)]
+        return Recall(
+            recall={k: 100 * (int(reached[min(k, end) - 1]) / total) for k in RANKS}, median_rank=sum(middle) / 2
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RetrievalResult:
-    """Both directions, with what they have to be read against. `chance` is R@K of a random ranking, in %."""
+    """Both directions, with what they have to be read against. `chance` is R@K of a random ranking, in %.
+
+    By direction: `places` are those of the queries; `ties`, where there are any, the numbers as CAV-MAE counts them.
+    """
 
     pool: int
+    places: dict[str, Places]
+    ties: dict[str, Recall]
     chance: dict[int, float]
     audio_to_image: Recall
     image_to_audio: Recall
 
 
-def partner_ranks(queries: Tensor, candidates: Tensor) -> Tensor:
-    """The rank (1 = first) of each query's own partner among all candidates, int64 [Q].
+def exact(vectors: Tensor) -> Tensor:
+    """Unit vectors [N, D] as float64 on a grid so coarse that their cosines are exact, whatever the order of summation.
 
-    Query i's partner is candidate i. A tie counts against the query, so that collapsed features score no hit; so does
-    a similarity that is no number.
+    Cosines in float32 depend in their last digit on the size of the product that they are part of, and with it who
+    ties with whom. Here a product of coordinates is a multiple of 2^-52 and no partial sum of a cosine is above 1, so
+    float64 holds each of them. A coordinate moves by at most 2^-27, which float32 does not resolve from 1/8 on.
+    """
+    return (F.normalize(vectors.double(), dim=1) * _GRID).round() / _GRID
+
+
+def partner_places(queries: Tensor, candidates: Tensor) -> Places:
+    """Where each query's own partner stands; query i's is candidate i. A similarity that is no number counts as tied.
 
     Args:
-        queries: unit vectors, float [Q, D].
+        queries: unit vectors, float [Q, D], of `exact` where ties matter.
         candidates: unit vectors, float [C = Q, D].
     """
-    ranks = []
+    better, tied = [], []
     for start in range(0, len(queries), _CHUNK):
         similarity = queries[start : start + _CHUNK] @ candidates.T  # [chunk, C]
         own = similarity.diagonal(start).unsqueeze(1)
-        ranks.append(len(candidates) - (similarity < own).sum(dim=1))  # its own similarity counts for rank 1
-    return torch.cat(ranks)
+        better.append((similarity > own).sum(dim=1))
+        tied.append(len(candidates) - better[-1] - (similarity < own).sum(dim=1))
+    return Places(better=torch.cat(better), tied=torch.cat(tied))
+
+
+def partner_ranks(queries: Tensor, candidates: Tensor) -> Tensor:
+    """The rank (1 = first) of each query's own partner among all candidates, int64 [Q]; as `partner_places`.
+
+    A tie counts against the query, so that collapsed features score no hit.
+    """
+    return partner_places(queries, candidates).last
 
 
 def class_ranks(queries: Tensor, candidates: Tensor, labels: Tensor) -> Tensor:
@@ -106,22 +159,25 @@ def class_chance(labels: Tensor, k: int) -> float:
 
 def retrieval(audio: Tensor, image: Tensor) -> RetrievalResult:
     """Scores paired features, float [N, D] each, in both directions."""
-    audio, image = F.normalize(audio.float(), dim=1), F.normalize(image.float(), dim=1)
+    audio, image = exact(audio), exact(image)
     pool = len(audio)
+    places = {AUDIO_TO_IMAGE: partner_places(audio, image), IMAGE_TO_AUDIO: partner_places(image, audio)}
     return RetrievalResult(
         pool=pool,
+        places=places,
+        ties={name: found.with_all_ranks() for name, found in places.items() if (found.tied > 1).any()},
         chance={k: 100 * min(k / pool, 1.0) for k in RANKS},
-        audio_to_image=_recall(partner_ranks(audio, image)),
-        image_to_audio=_recall(partner_ranks(image, audio)),
+        audio_to_image=_recall(places[AUDIO_TO_IMAGE].last),
+        image_to_audio=_recall(places[IMAGE_TO_AUDIO].last),
     )
 
 
 def class_retrieval(audio: Tensor, image: Tensor, labels: Tensor) -> dict[str, dict[int, float]]:
     """R@K by class in %, of both directions and of chance, from paired features [N, D] and labels, bool [N, L]."""
-    audio, image = F.normalize(audio.float(), dim=1), F.normalize(image.float(), dim=1)
+    audio, image = exact(audio), exact(image)
     return {
-        "audio -> image": _recall(class_ranks(audio, image, labels)).recall,
-        "image -> audio": _recall(class_ranks(image, audio, labels)).recall,
+        AUDIO_TO_IMAGE: _recall(class_ranks(audio, image, labels)).recall,
+        IMAGE_TO_AUDIO: _recall(class_ranks(image, audio, labels)).recall,
         "chance": {k: 100 * class_chance(labels, k) for k in RANKS},
     }
 

@@ -179,7 +179,7 @@ class SegmentationConfig(HeadOptions):
         folder = self.feature_folder(loaded.checkpoint)
         if folder is None:
             return None
-        facts = f"segmentation {split} {loaded.fingerprint} {fingerprint(videos)}"
+        facts = f"segmentation, masks of any brightness, {split} {loaded.fingerprint} {fingerprint(videos)}"
         return folder / hashlib.sha256(facts.encode()).hexdigest()[:32]
 
     def _fit(self, loaded: LoadedModel, splits: dict[str, _Split]) -> tuple[Fit, dict[str, float | None]]:

@@ -13,6 +13,7 @@ from shards_spec.errors import UserError
 from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_weights, read_config
 from training.finetune.labels import Task
 from training.first_stage import read_first_stage
+from training.methods.shared.blocks import without_autocast
 from training.methods.shared.encoder import Encoder, EncoderConfig, Features
 from training.methods.shared.padding import valid_tokens
 from training.methods.shared.patches import FBANK_SHAPE, IMAGE_CHANNELS, IMAGE_SHAPE
@@ -85,8 +86,13 @@ class Classifier(nn.Module):
         return self._pooled(self.image_encoder(image))
 
     def classify(self, audio: Tensor | None, video: Tensor | None) -> Tensor:
-        """Scores [B, C] of pooled features [B, D] each; None for what the model does not take."""
-        return self.head(torch.cat([part for part in (audio, video) if part is not None], dim=1))
+        """Scores float32 [B, C] of pooled features [B, D] each; None for what the model does not take.
+
+        In float32 also under autocast: bf16 has so few values that classes would tie.
+        """
+        pooled = torch.cat([part for part in (audio, video) if part is not None], dim=1)
+        with without_autocast(pooled):
+            return self.head(pooled.to(self.head.weight.dtype))
 
     def _pooled(self, features: Features) -> Tensor:
         return features.pooled if self.pool == "mean" else features.cls

@@ -9,6 +9,7 @@ avqa-train.json, avqa-val.json and avqa-test.json are lists of
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from shards_spec.errors import UserError
 from training.evaluation.heads.left_out import LeftOut
 
+_EDGES = re.compile(r"^\W+|\W+$")  # of a word, in any script: 430 test questions end in a full-width question mark
 FILES = {"train": "avqa-train.json", "val": "avqa-val.json", "test": "avqa-test.json"}
 
 
@@ -93,7 +95,7 @@ def _parse(entry: Any) -> Question | str:
             if not values:
                 return "questions with more <...> than templ_values"
             word = values.pop(0)
-        words.append(word.strip("?!.,").lower())
+        words.append(_EDGES.sub("", word).lower())
     words = [word for word in words if word]
     if not words:
         return "questions without a word"

@@ -145,7 +145,13 @@ def decode(video: Video) -> Decoded | str:
         if is_refusal(error):
             raise
         return UNREADABLE[1]
-    return Decoded(fbank=fbank, frames=torch.from_numpy(frames), masks=torch.from_numpy(masks >= 128))
+    return Decoded(fbank=fbank, frames=torch.from_numpy(frames), masks=torch.from_numpy(is_foreground(masks)))
+
+
+def is_foreground(masks: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Pixels of at least half of their own mask's brightest, bool [F, S, S]: masks come as 0 and 255, or as 0 and 1."""
+    brightest = masks.max(axis=(1, 2), keepdims=True).astype(np.int64)
+    return (brightest > 0) & (2 * masks.astype(np.int64) >= brightest)
 
 
 def _picture(path: Path, mode: str) -> npt.NDArray[np.uint8]:

@@ -78,7 +78,7 @@ def fit_head(
             keeps the last epoch.
 
     Raises:
-        UserError: the loss is not finite.
+        UserError: the loss or the weights are not finite.
     """
     solver = torch.optim.AdamW(head.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
     generator = np.random.default_rng(options.seed)
@@ -100,6 +100,8 @@ def fit_head(
                 kept, weights = Fit(epoch=epoch, score=score), copy.deepcopy(head.state_dict())
     if weights is not None:
         head.load_state_dict(weights)
+    if not all(parameter.isfinite().all() for parameter in head.parameters()):  # of the last step no loss tells
+        raise UserError(f"the head's weights are not finite after epoch {kept.epoch}: give a lower --learning-rate")
     return kept
 
 

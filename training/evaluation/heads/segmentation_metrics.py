@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shards_spec.errors import UserError
+
 # N frames, S pixels a side.
 BETA2 = 0.3
 _AVSBENCH_THRESHOLDS, _DEEPAVFUSION_THRESHOLDS = 255, 256
@@ -33,7 +35,12 @@ def frame_scores(probabilities: Tensor, masks: Tensor) -> FrameScores:
     Args:
         probabilities: of the foreground, float [N, S, S], 0 to 1.
         masks: annotated foreground, bool [N, S, S].
+
+    Raises:
+        UserError: a probability is no number, which would pass for background.
     """
+    if probabilities.isnan().any():
+        raise UserError("the predicted masks are not finite numbers: evaluate an older checkpoint")
     predicted, masks = (probabilities > 0.5).flatten(1), masks.flatten(1)
     inter, union = (predicted & masks).sum(dim=1).double(), (predicted | masks).sum(dim=1).double()
     pixels = masks.shape[1]

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from training.methods.cav_mae.config import CAVMAEConfig
 from training.methods.cav_mae.encoder import EPS, SharedEncoder, audio_encoder, image_encoder
+from training.methods.shared.blocks import without_autocast
 from training.methods.shared.patches import FULL, Grids
 
 
@@ -19,8 +20,9 @@ class Head(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, D] -> scores [B, C]."""
-        return self.linear(self.norm(x))
+        """x [B, D] -> scores [B, C], in the weights' precision also under autocast: in bf16 classes would tie."""
+        with without_autocast(x):
+            return self.linear(self.norm(x.to(self.linear.weight.dtype)))
 
 
 class CAVMAEClassifier(nn.Module):
