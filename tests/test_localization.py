@@ -13,15 +13,21 @@ from sklearn import metrics as sklearn_metrics
 from pipeline.encode_sample import Encoded
 from pipeline.make_shards import MakeShardsConfig
 from pipeline.make_shards import run as make_shards
+from shards_spec.errors import UserError
 from shards_spec.sample import encode_json
 from tests.checkpoints import make_checkpoint
 from tests.fake_samples import write_files, ytid
 from tests.whole_samples import whole_dataset, whole_sample
 from training.evaluate import main
 from training.evaluation import localization as loc
+from training.evaluation import slavc
+from training.evaluation.boxes import read_annotations
 from training.evaluation.features import dense_features, load_model
+from training.evaluation.heads.left_out import LeftOut
 from training.evaluation.localization import Detections
-from training.evaluation.localize import detection_row, other_sounds, random_maps, read_annotations, trivial_regions
+from training.evaluation.localization_rows import beside_negatives, detection_row
+from training.evaluation.pairs import in_rounds, read_pairs
+from training.evaluation.trivial_maps import other_sounds, random_maps, trivial_regions
 from training.stream.index import open_index
 
 
@@ -187,12 +193,13 @@ FIVE = [  # two found, one found in the wrong place, two negatives
 
 def test_ap_and_f1_by_hand():
     found = detections(FIVE)
-    assert found.counts(0.6) == (2, 2, 0)
+    assert loc.max_f1(found) == pytest.approx(2 * 2 / (4 + 3))  # at 0.6: two hits among four, of three
+    assert slavc.counts(found, 0.6, 0.5) == (2, 2, 0) and slavc.counts(found, 0.6, 0.75) == (1, 3, 0)
     assert loc.average_precision(found) == pytest.approx((1 / 1 + 2 / 4) / 3)
     # SLAVC tries 0.8, 0.7, 0.6, 0.5: precision 1/2, 1/3, 2/4, 2/5, recall (a misplaced one leaves it) 1/2, 1/2, 1, 1.
-    assert loc.slavc_ap(found) == pytest.approx(0.5 * 0.5)
+    assert slavc.average_precision(found, 0.5) == pytest.approx(0.5 * 0.5)
     # F1 at 0.9: precision 1, recall 1/3; at 0.6: 2/4 and 1; at 0.5: 2/5 and 1.
-    assert loc.max_f1(found) == pytest.approx(2 * 0.5 * 1 / 1.5)
+    assert slavc.max_f1(found, 0.5) == pytest.approx(2 * 0.5 * 1 / 1.5)
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -208,32 +215,60 @@ def test_ap_is_that_of_scikit_learn(ties):
     assert loc.average_precision(found) == pytest.approx(expected)
 
 
-def test_slavc_scores_are_those_of_its_rules():
+@pytest.mark.parametrize("hit", [0.5, 0.75])
+def test_slavc_scores_are_those_of_its_rules(hit):
     """Its published rules written again as loops: 700 confidences, so every third and every seventieth are tried."""
     generator = np.random.default_rng(1)
     n = 700
     positive, ciou, confidence = generator.random(n) < 0.5, generator.random(n), generator.random(n)
 
     def precision_recall(threshold):
-        tp = sum(c >= threshold and p and u >= 0.5 for p, u, c in zip(positive, ciou, confidence, strict=True))
-        fp = sum(c >= threshold and not (p and u >= 0.5) for p, u, c in zip(positive, ciou, confidence, strict=True))
+        tp = sum(c >= threshold and p and u >= hit for p, u, c in zip(positive, ciou, confidence, strict=True))
+        fp = sum(c >= threshold and not (p and u >= hit) for p, u, c in zip(positive, ciou, confidence, strict=True))
         fn = sum(c < threshold and p for p, c in zip(positive, confidence, strict=True))
         return (tp / (tp + fp) if tp + fp else 1.0), (tp / (tp + fn) if tp + fn else 1.0)
 
     ascending = sorted(confidence)
     curve = [precision_recall(t) for t in ascending[:-1][::-3]]
     area = sum(max(p for p, _ in curve[i:]) * (curve[i + 1][1] - curve[i][1]) for i in range(len(curve) - 1))
-    best = max(2 * p * r / (p + r) for p, r in (precision_recall(t) for t in ascending[::70]) if p + r > 0)
+    best = max(2 * r * p / (r + p) for p, r in (precision_recall(t) for t in ascending[::70]) if p + r > 0)
     found = Detections(
         is_positive=torch.from_numpy(positive), ciou=torch.from_numpy(ciou), confidence=torch.from_numpy(confidence)
     )
-    assert loc.slavc_ap(found) == pytest.approx(area) and loc.max_f1(found) == pytest.approx(best)
+    assert slavc.average_precision(found, hit) == area and slavc.max_f1(found, hit) == best  # to the last digit
 
 
 def test_nothing_positive_or_alone():
     alone = detections([(True, 0.9, 0.5)])
-    assert loc.average_precision(alone) == 1 and loc.slavc_ap(alone) == 0 and loc.max_f1(alone) == 1
+    assert loc.average_precision(alone) == loc.max_f1(alone) == 1
+    assert slavc.average_precision(alone, 0.5) == 0 and slavc.max_f1(alone, 0.5) == 1
     assert loc.average_precision(detections([(False, 0.0, 0.5)])) == 0
+
+
+def test_slavc_subsets_go_by_the_area_to_find():
+    areas = torch.tensor([32**2 - 1, 32**2, 96**2, 144**2, 0.0], dtype=torch.float64)
+    found = Detections(is_positive=areas > 0, ciou=torch.tensor([0.8, 0.6, 0.8, 0.1, 0]), confidence=areas + 1)
+    rows = slavc.rows(found, areas)
+    assert list(rows) == ["all", "visible", "small", "medium", "large", "huge"]
+    assert [rows[name]["precision@50"] for name in rows] == [60, 75, 100, 100, 100, 0]
+    assert [rows[name]["precision@75"] for name in rows] == [40, 50, 100, 0, 100, 0]
+    assert rows["all"]["AUC"] == rows["visible"]["AUC"]
+    assert "small" not in slavc.rows(found.take(torch.tensor([1, 4])), areas[[1, 4]])
+
+
+def test_slavc_maps_are_bicubic():
+    """torch's interpolation is the one that its test.py calls; of a step it swings beyond the values."""
+    maps = torch.zeros(1, 14, 14)
+    maps[0, :, 7:] = 1
+    truth = torch.zeros(224, 224)
+    truth[:, 120:] = 1
+    assert loc.upsample(maps, "bicubic").amax() > 1 >= loc.upsample(maps).amax()
+    found, areas = slavc.detect(maps, [truth])
+    raw = torch.nn.functional.interpolate(maps[None], size=(224, 224), mode="bicubic", align_corners=True)[0, 0].numpy()
+    predicted = raw >= np.sort(raw.flatten())[224 * 224 // 2]
+    expected = (predicted * truth.numpy()).sum() / (truth.numpy().sum() + (predicted * (truth.numpy() == 0)).sum())
+    assert found.ciou.item() == pytest.approx(expected) and areas.item() == 224 * 104
+    assert found.confidence.item() == pytest.approx(np.sort(raw.flatten())[-(224 * 224) // 4 :].mean())
 
 
 # What a model is compared with.
@@ -307,7 +342,7 @@ def test_localization_beside_trivial_answers(dataset, run, capsys):
     centre = result["baselines"]["centre box, half the side"]  # a sixteenth in common, of 7 sixteenths
     assert centre["mean cIoU"] == pytest.approx(100 / 7) and centre["pointing"] == 25
     model = result["metrics"]["model"]
-    assert set(model) == {"CIoU", "AUC", "mean cIoU", "pointing", "AP", "AP (SLAVC)", "max-F1"}
+    assert set(model) == {"CIoU", "AUC", "mean cIoU", "pointing", "AP (ours)", "max-F1 (ours)"}
     assert result["paper"] == {"CrossMAE ViT-B": {"CIoU": 39.80, "AUC": 27.13}}
     notes = "\n".join(result["notes"])
     assert (
@@ -366,10 +401,10 @@ def test_other_heatmaps_and_negatives(dataset, run, tmp_path):
     result = json.loads(out.read_text())
     ours, other = result["metrics"]["model"], result["baselines"]["another clip's sound"]
     assert {column: ours[column] for column in other} == other  # this map hears nothing
-    assert "AP" in ours and "negatives: the samples without boxes, 1" in result["notes"][2]
+    assert "AP (ours)" in ours and "negatives: the samples without boxes, 1" in result["notes"][2]
     assert "untrained" not in result["baselines"]
     main([*common, "--features=cls", "--negatives=none"])
-    assert "AP" not in json.loads(out.read_text())["metrics"]["model"]
+    assert "AP (ours)" not in json.loads(out.read_text())["metrics"]["model"]
 
 
 def test_ap_of_the_row():
@@ -377,8 +412,8 @@ def test_ap_of_the_row():
         ciou = torch.tensor([0.9, 0.1, 0.6], dtype=torch.float64)
         confidence = torch.tensor([0.9, 0.8, 0.6], dtype=torch.float64)
 
-    row = detection_row(Found(), torch.tensor([0.7, 0.5], dtype=torch.float64))
-    assert row == {"AP": pytest.approx(50), "AP (SLAVC)": pytest.approx(25), "max-F1": pytest.approx(200 / 3)}
+    row = detection_row(beside_negatives(Found(), torch.tensor([0.7, 0.5], dtype=torch.float64)))
+    assert row == {"AP (ours)": pytest.approx(50), "max-F1 (ours)": pytest.approx(400 / 7)}
 
 
 def test_a_dataset_without_boxes_is_refused(run, tmp_path, capsys):
@@ -398,6 +433,64 @@ def test_boxes_of_make_shards_reach_the_evaluation(tmp_path):
     assert found.keys == [f"{ytid(1)}_30000", f"{ytid(4)}_30000"]
     assert loc.ground_truth(found.boxes[0], "vggss").sum() == 224 * 224 * 3 / 4
     assert found.labels[0] == ["/m/1", "/m/3"]
+
+
+def write_pairs(path, *rows):
+    path.write_text("".join(f"{image},{sound},{kind}\n" for image, sound, kind in rows))
+    return path
+
+
+def test_pairs_are_found_by_the_names_of_their_clips(dataset, tmp_path):
+    index = open_index(str(dataset))
+    scored, left_out = set(read_annotations(index).numbers.tolist()), LeftOut()
+    name = [f"{ytid(i)}_30" for i in range(6)]
+    rows = [(name[0], name[0], "sounding"), (name[0], name[3], "non-sounding"), (name[3], name[3], "sounding")]
+    rows += [("gone", name[0], "non-sounding"), (name[1], name[4], "Non-sounding")]
+    path = write_pairs(tmp_path / "pairs.csv", *rows)
+    pairs = read_pairs(path, index, scored, left_out)
+    assert [(p.image, p.sound, p.is_sounding) for p in pairs] == [(0, 0, True), (0, 3, False), (1, 4, False)]
+    assert left_out.notes() == (
+        f"left out, sounding pairs whose frame has no usable box: 1 ({name[3]})",
+        "left out, non-sounding pairs of which the dataset lacks a clip: 1 (gone)",
+    )
+    assert in_rounds(pairs) == [{0: pairs[0], 1: pairs[2]}, {0: pairs[1]}]
+    alone = read_pairs(write_pairs(path, rows[1]), index, scored, LeftOut())  # as SLAVC takes positives from elsewhere
+    assert [p.image for p in alone if p.is_sounding] == sorted(scored) and len(alone) == 5
+    with pytest.raises(UserError, match="no non-sounding pair is in the dataset"):
+        read_pairs(write_pairs(path, rows[0]), index, scored, LeftOut())
+    with pytest.raises(UserError, match=r"gone.csv: cannot be read"):
+        read_pairs(tmp_path / "gone.csv", index, scored, LeftOut())
+
+
+def test_slavc_rows_stand_beside_ours(dataset, run, tmp_path):
+    """Its pairs again, from dense features alone; and what is saved of each."""
+    out, saved = tmp_path / "r.json", tmp_path / "each.csv"
+    name = [f"{ytid(i)}_30" for i in range(6)]
+    silent = [(name[0], name[4], "non-sounding"), (name[3], name[1], "non-sounding")]
+    path = write_pairs(tmp_path / "pairs.csv", *silent)
+    (tmp_path / "keys.txt").write_text("\n".join(name[:5]))  # without the last one with boxes
+    told = [f"--data={dataset}", f"--checkpoint={run}", "--benchmark=vggss", "--workers=0", f"--pairs={path}"]
+    told += [f"--out={out}", "--cache-features=none", "--picture-count=0", "--no-untrained"]
+    main(["localization", *told, f"--save-predictions={saved}", f"--keys={tmp_path / 'keys.txt'}"])
+    result = json.loads(out.read_text())
+    index = open_index(str(dataset))
+    pairs = [(0, 4), (3, 1), (0, 0), (1, 1), (2, 2)]
+    (batch,) = dense_features(index, load_model(run, torch.device("cpu")), np.arange(6), workers=0)
+    images, sounds = map(list, zip(*pairs, strict=True))
+    maps = loc.cosine_maps(batch.image.tokens[images], batch.audio.pooled[sounds])
+    boxes = [[], [], *read_annotations(index).boxes[:3]]
+    expected = slavc.rows(*slavc.detect(maps, [loc.ground_truth(b, "vggss") for b in boxes]))
+    for subset, row in expected.items():
+        assert result["metrics"][f"SLAVC, {subset}"] == pytest.approx(row, abs=1e-3)
+    assert result["pool"] == 3 and "SLAVC" in result["protocol_name"]
+    assert set(result["intervals"]) == {"model", "SLAVC, all"}
+    low, high = result["intervals"]["model"]["mean cIoU"]
+    assert low <= result["metrics"]["model"]["mean cIoU"] <= high
+    assert "rows SLAVC: 3 sounding and 2 non-sounding pairs" in result["notes"]
+    with saved.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["protocol"] for row in rows] == ["EZ-VSL"] * 3 + ["SLAVC"] * 5
+    assert [row["key"] for row in rows[3:]] == [index.key(i) for i in images]
 
 
 def test_no_place_for_pictures_is_said_before_any_work(dataset, run, tmp_path, monkeypatch, capsys):

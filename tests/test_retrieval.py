@@ -149,11 +149,15 @@ def test_class_chance_by_hand():
     assert class_chance(labels, 10) == 1
 
 
+def scored(embeddings, labels):
+    return score(retrieval(embeddings.audio, embeddings.image), embeddings, labels)
+
+
 def test_class_chance_is_what_random_rankings_score():
     generator = torch.Generator().manual_seed(0)
     labels = label_matrix([[i % 36] for i in range(1500)])
     audio, image = torch.randn(2, 1500, 32, generator=generator)
-    rows, baselines = score(Embeddings(numbers=np.arange(1500), keys=[], audio=audio, image=image), labels)
+    rows, baselines = scored(Embeddings(numbers=np.arange(1500), keys=[], audio=audio, image=image), labels)
     for column in ("class R@1", "class R@5", "class R@10"):
         p = baselines["chance"][column] / 100
         assert abs(rows["audio -> image"][column] / 100 - p) < 4 * (p * (1 - p) / 1500) ** 0.5
@@ -163,12 +167,12 @@ def test_class_chance_is_what_random_rankings_score():
 def test_samples_without_labels_are_left_out_of_the_classes():
     eye = torch.eye(4)
     embeddings = Embeddings(numbers=np.arange(4), keys=[], audio=eye, image=eye)
-    rows, baselines = score(embeddings, label_matrix([[0], [], [1], [0, 1]]))
+    rows, baselines = scored(embeddings, label_matrix([[0], [], [1], [0, 1]]))
     assert rows["audio -> image"] == {
         "R@1": 100, "R@5": 100, "R@10": 100, "median rank": 1, "class R@1": 100, "class R@5": 100, "class R@10": 100,
     }  # fmt: skip
     assert baselines["chance"]["class R@1"] == pytest.approx(100 * (2 + 2 + 3) / 9)
-    assert "class R@1" not in score(embeddings, label_matrix([[], [], [], []]))[0]["audio -> image"]
+    assert "class R@1" not in scored(embeddings, label_matrix([[], [], [], []]))[0]["audio -> image"]
 
 
 # Pools.
@@ -230,8 +234,8 @@ def test_the_command_writes_what_it_prints(index, tmp_path, capsys):
     printed = capsys.readouterr().out
     result = json.loads((run / "evaluation" / "retrieval-d.json").read_text())
     assert list(result) == [
-        "task", "data", "dataset_fingerprint", "checkpoint", "step", "pool", "pool_rule", "protocol", "metrics",
-        "baselines", "paper", "notes",
+        "task", "data", "dataset_fingerprint", "checkpoint", "step", "pool", "pool_rule", "protocol_name", "protocol",
+        "metrics", "baselines", "paper", "notes", "intervals", "classes", "confusion",
     ]  # fmt: skip
     assert (result["task"], result["pool"], result["step"]) == ("retrieval", 35, 7)
     assert result["dataset_fingerprint"] == index.fingerprint

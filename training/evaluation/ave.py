@@ -9,19 +9,23 @@ one hidden layer) says of each second which of the 28 events it holds, or none.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shards_spec.errors import UserError
+from training.evaluation.class_tables import confusion, recalls
 from training.evaluation.features import LoadedModel, cache_folder, check_finite
 from training.evaluation.frames import FrameReader
 from training.evaluation.heads.ave_lists import SECONDS, Event, read_lists
 from training.evaluation.heads.fitting import Fit, HeadOptions, fit_head, make_head, standardise
 from training.evaluation.heads.left_out import LeftOut
 from training.evaluation.heads.seconds import per_second
+from training.evaluation.intervals import of_means
 from training.evaluation.metadata import all_numbers, sample_keys
 from training.evaluation.options import Session
 from training.evaluation.results import Result, Rows
@@ -32,6 +36,7 @@ from training.stream.shares import Share
 
 # N clips, B of a batch, SECONDS = 10 segments of each, D features, C events.
 _YTID_LENGTH = 11
+BACKGROUND = "background"
 _KINDS = {"audio": ("audio",), "image": ("image",), "audio + image": ("audio", "image")}
 _PAPER: Rows = {
     "CrossMAE, fine-tuned": {"accuracy": 81.2},
@@ -82,26 +87,41 @@ class AveConfig(HeadOptions):
         lists = read_lists(self.annotations, left_out)
         classes = sorted({event.category for events in lists.values() for event in events})
         session = self.begin("ave")
-        found = find_clips(session, lists, left_out)
+        chosen = self.chosen(session.index)
+        found = find_clips(session, lists, left_out, tested=set(chosen.numbers.tolist()))
         numbers = np.unique(np.concatenate([np.array([n for _, n in found[split]], np.int64) for split in found]))
         frames = FrameReader(session.index)
         splits = _splits(numbers, self._features(session, session.loaded, frames, numbers), found, classes)
-        fits, metrics = self._score(session, splits, len(classes))
+        fits, said = self._score(session, splits, len(classes))
         test = splits["test"].labels
+        names = [*classes, BACKGROUND]
+        kinds = {name: logits.argmax(dim=2) for name, logits in said.items()}
+        keys = sample_keys(session.index, np.array([number for _, number in found["test"]], np.int64))
+        self.save(session.accelerator, _predictions(keys, said["audio + image"], test, names))
         majority = splits["train"].labels.flatten().bincount(minlength=len(classes) + 1).argmax()
         baselines: Rows = {"majority class": {"accuracy": segment_accuracy(majority.expand_as(test), test)}}
         if self.untrained:
             features = self._features(session, session.untrained(), frames, numbers)
             before = self._score(session, _splits(numbers, features, found, classes), len(classes))[1]
-            baselines |= {f"untrained, {name}": row for name, row in before.items()}
+            baselines |= {
+                f"untrained, {name}": {"accuracy": segment_accuracy(logits.argmax(dim=2), test)}
+                for name, logits in before.items()
+            }
         return session.finish(
             pool=len(test),
-            pool_rule=f"clips of testSet.txt, {SECONDS} segments each",
+            pool_rule=f"clips of testSet.txt, {SECONDS} segments each" + (f"; {chosen.rule}" if self.keys else ""),
+            protocol_name="AVE, supervised segment accuracy; frozen encoders",
             protocol=self._protocol(fits, splits, len(classes), frames.count),
-            metrics=metrics,
+            metrics={name: {"accuracy": segment_accuracy(given, test)} for name, given in kinds.items()},
             baselines=baselines,
             paper=_PAPER,
-            notes=left_out.notes(),
+            notes=(*left_out.notes(), *chosen.notes),
+            intervals={
+                name: of_means({"accuracy": (given == test).double().mean(dim=1).numpy()})
+                for name, given in kinds.items()
+            },
+            classes={name: recalls(*_numbers(test, given), names) for name, given in kinds.items()},
+            confusion={name: confusion(*_numbers(test, given), names) for name, given in kinds.items()},
         )
 
     def _features(
@@ -132,18 +152,19 @@ class AveConfig(HeadOptions):
         )
         return {"audio": rows["audio"], "image": rows["image"][:, frame_of_second(frames.count)]}
 
-    def _score(self, session: Session, splits: dict[str, _Split], classes: int) -> tuple[dict[str, Fit], Rows]:
-        """Trains a head on each kind of input; which epoch was kept, and its accuracy on the test split."""
+    def _score(
+        self, session: Session, splits: dict[str, _Split], classes: int
+    ) -> tuple[dict[str, Fit], dict[str, Tensor]]:
+        """Trains a head on each kind of input; which epoch was kept, and its logits [N, SECONDS, C + 1] on the test."""
         fits: dict[str, Fit] = {}
-        metrics: Rows = {}
+        said: dict[str, Tensor] = {}
         for name, inputs in _KINDS.items():
-            fits[name], accuracy = self._fit(session.accelerator.device, splits, inputs, classes)
-            metrics[name] = {"accuracy": accuracy}
-        return fits, metrics
+            fits[name], said[name] = self._fit(session.accelerator.device, splits, inputs, classes)
+        return fits, said
 
     def _fit(
         self, device: torch.device, splits: dict[str, _Split], inputs: tuple[str, ...], classes: int
-    ) -> tuple[Fit, float]:
+    ) -> tuple[Fit, Tensor]:
         names = [name for name, split in splits.items() if len(split.labels)]
         side_by_side = [torch.cat([splits[name].features[kind] for kind in inputs], dim=2) for name in names]
         standardised = standardise(*side_by_side)  # "train" is the first
@@ -162,7 +183,7 @@ class AveConfig(HeadOptions):
             head, loss, len(y["train"]), options=self, validate=(lambda: accuracy("val")) if "val" in x else None
         )
         with torch.no_grad():
-            return fit, accuracy("test")
+            return fit, head(x["test"]).cpu()
 
     def _protocol(self, fits: dict[str, Fit], splits: dict[str, _Split], classes: int, frames: int) -> str:
         counts = ", ".join(f"{len(split.labels):,} {name}" for name, split in splits.items())
@@ -179,10 +200,29 @@ class AveConfig(HeadOptions):
         )
 
 
+def _numbers(test: Tensor, given: Tensor) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Right and given class of each segment."""
+    return test.flatten().numpy(), given.flatten().numpy()
+
+
+def _predictions(keys: list[str], logits: Tensor, test: Tensor, names: list[str]) -> dict[str, Any]:
+    """The table of --save-predictions, a row a segment: logits [N, SECONDS, C + 1], right classes [N, SECONDS]."""
+    flat = logits.flatten(0, 1)
+    return {
+        "key": [key for key in keys for _ in range(SECONDS)],
+        "second": list(range(SECONDS)) * len(keys),
+        "truth": [names[c] for c in test.flatten().tolist()],
+        "prediction": [names[c] for c in flat.argmax(dim=1).tolist()],
+    } | {f"score of {name}": flat[:, c].numpy() for c, name in enumerate(names)}
+
+
 def find_clips(
-    session: Session, lists: dict[str, list[Event]], left_out: LeftOut
+    session: Session, lists: dict[str, list[Event]], left_out: LeftOut, *, tested: set[int]
 ) -> dict[str, list[tuple[Event, int]]]:
     """The events of each split whose video the dataset has, with the number of its sample.
+
+    Args:
+        tested: the samples that --keys names; of the test list only these are taken.
 
     Raises:
         UserError: it has none of the training or the test list.
@@ -200,6 +240,10 @@ def find_clips(
         for event in events:
             if event.ytid not in samples:
                 left_out.add(f"clips of the {split} list that the dataset does not have", event.ytid)
+        if split == "test" and found[split] and not tested.intersection(number for _, number in found[split]):
+            raise UserError("--keys names no clip of the test list")
+        if split == "test":
+            found[split] = [(event, number) for event, number in found[split] if number in tested]
         if split != "val" and not found[split]:
             raise UserError(
                 f"the dataset has none of the {len(events)} clips of the {split} list, such as {events[0].ytid}:"

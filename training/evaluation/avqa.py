@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from training.evaluation.features import LoadedModel, Pooling
 from training.evaluation.heads.avqa_questions import Question, read_questions
 from training.evaluation.heads.fitting import Fit, HeadOptions, fit_head, make_head, standardise
 from training.evaluation.heads.left_out import LeftOut
+from training.evaluation.intervals import Interval, of_means
 from training.evaluation.metadata import all_numbers, sample_keys
 from training.evaluation.options import Session
 from training.evaluation.results import Result, Rows
@@ -100,13 +102,42 @@ def accuracies(is_right: Tensor, questions: Sequence[Question]) -> dict[str, flo
     Args:
         is_right: bool [N].
     """
-    groups: dict[str, list[bool]] = {"accuracy": []}
+    groups = _groups(questions)
+    return {group: 100 * int(is_right[members].sum()) / int(members.sum()) for group, members in groups.items()}
+
+
+def _groups(questions: Sequence[Question]) -> dict[str, Tensor]:
+    """Which questions each column counts, bool [N]."""
+    groups = {"accuracy": torch.ones(len(questions), dtype=torch.bool)}
     for modality, sort in sorted({question.kind for question in questions}):
-        groups |= {modality: [], f"{modality} {sort}": []}
-    for right, question in zip(is_right.tolist(), questions, strict=True):
-        for group in ("accuracy", question.kind[0], " ".join(question.kind)):
-            groups[group].append(right)
-    return {group: 100 * sum(found) / len(found) for group, found in groups.items()}
+        groups[modality] = torch.tensor([question.kind[0] == modality for question in questions])
+        groups[f"{modality} {sort}"] = torch.tensor([question.kind == (modality, sort) for question in questions])
+    return groups
+
+
+def _intervals(is_right: Tensor, questions: Sequence[Question]) -> dict[str, Interval]:
+    """Intervals of `accuracies`; the questions about a video are drawn together."""
+    _, videos = np.unique([question.video_id for question in questions], return_inverse=True)
+    values = {
+        group: torch.where(members, is_right.double(), torch.nan) for group, members in _groups(questions).items()
+    }
+    return of_means({group: value.numpy() for group, value in values.items()}, groups=videos)
+
+
+def _predictions(questions: Sequence[Question], said: dict[str, Tensor], vocabulary: Vocabulary) -> dict[str, Any]:
+    """The table of --save-predictions, a row a question: what each head answers."""
+    answers = list(vocabulary.answers)
+    columns = {"key": [q.video_id for q in questions], "question": [" ".join(q.words) for q in questions]}
+    columns |= {"type": [" ".join(q.kind) for q in questions], "truth": [q.answer for q in questions]}
+    return columns | {name: [answers[number] for number in given.tolist()] for name, given in said.items()}
+
+
+def _of_keys(questions: list[Question], samples: dict[str, list[int]], chosen: set[int]) -> list[Question]:
+    """The questions about a video of which --keys names a sample."""
+    found = [question for question in questions if chosen.intersection(samples[question.video_id])]
+    if not found:
+        raise UserError("--keys names no video of the test questions")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,10 +166,15 @@ class AvqaConfig(HeadOptions):
         left_out = LeftOut()
         listed = read_questions(self.annotations, left_out)
         session = self.begin("avqa")
+        chosen = self.chosen(session.index)
         questions, samples = find_videos(session, listed, left_out)
+        questions["test"] = _of_keys(questions["test"], samples, set(chosen.numbers.tolist()))
         vocabulary = Vocabulary.of(questions["train"])
         splits = self._splits(session, session.loaded, questions, samples, vocabulary)
-        fits, rows = self._score(session, splits, vocabulary, tuple(_KINDS))
+        fits, said = self._score(session, splits, vocabulary, tuple(_KINDS))
+        test = splits["test"]
+        rows: Rows = {name: accuracies(given == test.answers, test.questions) for name, given in said.items()}
+        self.save(session.accelerator, _predictions(test.questions, said, vocabulary))
         baselines: Rows = {
             "most frequent answer": _most_frequent(splits),
             "question only": rows.pop("question only"),
@@ -146,19 +182,22 @@ class AvqaConfig(HeadOptions):
         if self.untrained:
             before = self._splits(session, session.untrained(), questions, samples, vocabulary)
             name = "question + audio + image"
-            baselines[f"untrained, {name}"] = self._score(session, before, vocabulary, (name,))[1][name]
+            given = self._score(session, before, vocabulary, (name,))[1][name]
+            baselines[f"untrained, {name}"] = accuracies(given == test.answers, test.questions)
         unknown = int((splits["test"].answers == _NO_ANSWER).sum())
         notes = list(left_out.notes())
         if unknown:
             notes.append(f"{unknown:,} test questions have an answer that no training question has: counted as wrong")
         return session.finish(
             pool=len(questions["test"]),
-            pool_rule="questions of avqa-test.json",
+            pool_rule="questions of avqa-test.json" + (f"; {chosen.rule}" if self.keys else ""),
+            protocol_name="MUSIC-AVQA accuracy; frozen encoders",
             protocol=self._protocol(fits, splits, vocabulary),
             metrics=rows,
             baselines=baselines,
             paper=_PAPER,
-            notes=tuple(notes),
+            notes=(*notes, *chosen.notes),
+            intervals={row: _intervals(said[row] == test.answers, test.questions) for row in rows},
         )
 
     def _splits(
@@ -190,14 +229,13 @@ class AvqaConfig(HeadOptions):
 
     def _score(
         self, session: Session, splits: dict[str, _Split], vocabulary: Vocabulary, kinds: Sequence[str]
-    ) -> tuple[dict[str, Fit], Rows]:
-        """Trains a head on each kind of input; which epoch was kept, and its accuracies on the test split."""
+    ) -> tuple[dict[str, Fit], dict[str, Tensor]]:
+        """Trains a head on each kind of input; which epoch was kept, and its answers [N] to the test questions."""
         fits: dict[str, Fit] = {}
-        rows: Rows = {}
+        said: dict[str, Tensor] = {}
         for name in kinds:
-            fits[name], is_right = self._fit(session.accelerator.device, splits, _KINDS[name], vocabulary)
-            rows[name] = accuracies(is_right, splits["test"].questions)
-        return fits, rows
+            fits[name], said[name] = self._fit(session.accelerator.device, splits, _KINDS[name], vocabulary)
+        return fits, said
 
     def _fit(
         self, device: torch.device, splits: dict[str, _Split], inputs: tuple[str, ...], vocabulary: Vocabulary
@@ -216,16 +254,16 @@ class AvqaConfig(HeadOptions):
             rows = rows.to(device)
             return F.cross_entropy(head(words["train"][rows], x["train"][rows]), answers["train"][rows])
 
-        def is_right(name: str) -> Tensor:
-            pieces = zip(*(rows[name].split(_CHUNK) for rows in (words, x, answers)), strict=True)
-            return torch.cat([head(w, f).argmax(dim=1) == a for w, f, a in pieces])
+        def answer(name: str) -> Tensor:
+            pieces = zip(words[name].split(_CHUNK), x[name].split(_CHUNK), strict=True)
+            return torch.cat([head(w, f).argmax(dim=1) for w, f in pieces])
 
         def validate() -> float:
-            return 100 * is_right("val").double().mean().item()
+            return 100 * (answer("val") == answers["val"]).double().mean().item()
 
         fit = fit_head(head, loss, len(answers["train"]), options=self, validate=validate if "val" in names else None)
         with torch.no_grad():
-            return fit, is_right("test").cpu()
+            return fit, answer("test").cpu()
 
     def _protocol(self, fits: dict[str, Fit], splits: dict[str, _Split], vocabulary: Vocabulary) -> str:
         counts = ", ".join(f"{len(split.questions):,} {name}" for name, split in splits.items())

@@ -12,9 +12,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from shards_spec.errors import UserError
-from training.evaluation.classification_metrics import metrics_of, notes_on_classes, prior_metrics
+from training.evaluation.class_tables import class_names, score_columns, scored, tables_of
+from training.evaluation.classification_metrics import notes_on_scores, prior_metrics
 from training.evaluation.frames import FrameReader
-from training.evaluation.metadata import all_numbers
+from training.evaluation.keys import Chosen
+from training.evaluation.metadata import sample_keys
 from training.evaluation.options import EvaluationOptions, publish
 from training.evaluation.results import Result, Rows, result_path
 from training.evaluation.row_cache import PIECE, cached_rows
@@ -26,6 +28,7 @@ from training.stream.order import Numbers
 from training.stream.shares import Share
 
 # B samples, N in all, C classes, D features, F frames of a sample, S pixels a side.
+_MEASURES = {"multilabel": "mAP over classes (AST, CAV-MAE)", "singlelabel": "top-1 accuracy (CAV-MAE)"}
 ROWS = {"a": "audio", "v": "image", "av": "audio + image"}
 _PAPER: dict[str, dict[str, Rows]] = {  # CrossMAE, ViT-B: Table 1; supplement, Table 6
     "multilabel": {
@@ -74,17 +77,27 @@ class ClassificationConfig(EvaluationOptions):
         loaded = load_classifier(self.checkpoint, accelerator.device)
         default = result_path(loaded.checkpoint, "classification", index)
         out = self.result_file(accelerator, loaded.checkpoint, default)
-        labels = read_labels(index)
+        labels, chosen = read_labels(index), self.chosen(index)
         self._check(loaded, index, labels)
         frames = FrameReader(index) if self.frames == "all" and "v" in loaded.inputs else None
-        scores = self.predict(loaded, index, frames if frames is not None and frames.count else None, accelerator)
-        count = frames.count if frames is not None and frames.count else 1
-        return publish(self._result(loaded, index, labels, scores, count), out, accelerator)
+        if frames is not None and not frames.count:
+            frames = None
+        scores = self.predict(loaded, index, chosen.numbers, frames, accelerator)
+        result = self._result(loaded, index, labels, chosen, scores, frames)
+        truth = labels.matrix(chosen.numbers).astype(bool)
+        names = class_names(index.classes)
+        self.save(accelerator, score_columns(sample_keys(index, chosen.numbers), scores.numpy(), truth, names))
+        return publish(result, out, accelerator)
 
     def predict(
-        self, loaded: LoadedClassifier, index: DatasetIndex, frames: FrameReader | None, accelerator: Accelerator
+        self,
+        loaded: LoadedClassifier,
+        index: DatasetIndex,
+        chosen: Numbers,
+        frames: FrameReader | None,
+        accelerator: Accelerator,
     ) -> Tensor:
-        """Scores of all samples, float64 [N, C]: of the middle frame, or probabilities averaged over frames."""
+        """Scores of samples, float64 [N, C]: of the middle frame, or probabilities averaged over frames."""
         precision = self.precision == "bf16" or (self.precision == "auto" and accelerator.device.type == "cuda")
         size = min(self.batch_size, PIECE)
 
@@ -99,9 +112,7 @@ class ClassificationConfig(EvaluationOptions):
                     raise UserError(f"{loaded.checkpoint}: the scores of sample {bad} are not finite")
                 yield numbers, {"scores": scores.cpu()}
 
-        rows = cached_rows(
-            all_numbers(index), compute, folder=None, batch_size=size, accelerator=accelerator, title="classify"
-        )
+        rows = cached_rows(chosen, compute, folder=None, batch_size=size, accelerator=accelerator, title="classify")
         return rows["scores"]
 
     def _check(self, loaded: LoadedClassifier, index: DatasetIndex, labels: Labels) -> None:
@@ -113,10 +124,19 @@ class ClassificationConfig(EvaluationOptions):
         check_single(loaded.task, labels, index)
 
     def _result(
-        self, loaded: LoadedClassifier, index: DatasetIndex, labels: Labels, scores: Tensor, frames: int
+        self,
+        loaded: LoadedClassifier,
+        index: DatasetIndex,
+        labels: Labels,
+        chosen: Chosen,
+        scores: Tensor,
+        reader: FrameReader | None,
     ) -> Result:
         """The result of scores [N, C]."""
-        is_positive = labels.matrix(all_numbers(index)).astype(bool)
+        is_positive = labels.matrix(chosen.numbers).astype(bool)
+        row = ROWS[loaded.inputs]
+        found = scored(loaded.task, scores.numpy(), is_positive, class_names(index.classes))
+        frames = 1 if reader is None else reader.count
         averaged = f"mean of the weights after {loaded.averaged} steps" if loaded.averaged else "last weights"
         views = f"probabilities averaged over {frames} frames" if frames > 1 else "one frame"
         return Result(
@@ -125,17 +145,19 @@ class ClassificationConfig(EvaluationOptions):
             dataset_fingerprint=index.fingerprint,
             checkpoint=str(loaded.checkpoint),
             step=loaded.step,
-            pool=len(index),
-            pool_rule="all samples",
+            pool=len(chosen.numbers),
+            pool_rule=chosen.rule,
+            protocol_name=f"{_MEASURES[loaded.task]}, {views if 'v' in loaded.inputs else 'sound alone'}",
             protocol=(
                 f"{loaded.task}, fine-tuned; {averaged}; unmasked"
                 + (f"; {views}" if "v" in loaded.inputs else "")
                 + ("; means over the classes that occur" if loaded.task == "multilabel" else "")
             ),
-            metrics={ROWS[loaded.inputs]: metrics_of(loaded.task, scores.numpy(), is_positive)},
+            metrics={row: found.metrics},
             baselines={"class prior": prior_metrics(loaded.task, labels.per_class, is_positive)},
             paper=_PAPER[loaded.task][loaded.inputs],
-            notes=notes_on_classes(is_positive) if loaded.task == "multilabel" else (),
+            notes=(*notes_on_scores(loaded.task, scores.numpy(), is_positive), *chosen.notes),
+            **tables_of({row: found}),
         )
 
 

@@ -125,6 +125,16 @@ def prior_metrics(task: Task, counts: npt.NDArray[np.int64], is_positive: Target
     return {f"top-{k}": 100 * float(shares[:k].sum()) for k in (1, 5)}
 
 
+def notes_on_scores(task: Task, scores: Scores, is_positive: Targets) -> tuple[str, ...]:
+    """What is to be known of scores [N, C]: classes that no sample has, or ties."""
+    if task == "multilabel":
+        return notes_on_classes(is_positive)
+    tied = count_tied(scores, is_positive)
+    if not tied:
+        return ()
+    return (f"of {tied:,} samples another class scores as much as the right one: the first in the list wins",)
+
+
 def notes_on_classes(is_positive: Targets) -> tuple[str, ...]:
     """What is to be known of the classes that no sample has."""
     absent = int((~is_positive.any(axis=0)).sum())

@@ -1,7 +1,7 @@
 """Sound-source localization: where in the frame is what is heard. The metrics, as functions of tensors.
 
-The evaluator is that of EZ-VSL (Mo and Morgado, ECCV 2022; github.com/stoneMo/EZ-VSL, utils.py and test.py) and, for
-confidence, AP and max-F1, of SLAVC (Mo and Morgado, NeurIPS 2022; github.com/stoneMo/SLAVC, utils.py `EvaluatorFull`):
+The evaluator is that of EZ-VSL (Mo and Morgado, ECCV 2022; github.com/stoneMo/EZ-VSL, utils.py and test.py); AP and
+max-F1 are our own, on SLAVC's confidence. SLAVC's whole protocol is in slavc.py.
 
     cosines [14, 14] ─> bilinear to [224, 224] ─> min-max ─> at or above the median: the predicted region ─> cIoU
 
@@ -26,7 +26,6 @@ Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 
 HIT = 0.5  # cIoU from which an image counts as localized
 _FAR = 0.5  # of a frame's side: a box further outside is damaged, not a slip (as make-shards has it)
-_AP_THRESHOLDS, _F1_THRESHOLDS = 200, 10  # about how many confidences SLAVC's evaluator tries
 
 
 # -------------------------------------------------------------------- heatmaps
@@ -38,10 +37,10 @@ def cosine_maps(image_tokens: Tensor, audio: Tensor) -> Tensor:
     return cosines.unflatten(1, IMAGE_GRID)
 
 
-def upsample(maps: Tensor) -> Tensor:
-    """Maps [B, 14, 14] -> [B, S, S], bilinear with aligned corners, as EZ-VSL."""
+def upsample(maps: Tensor, mode: Literal["bilinear", "bicubic"] = "bilinear") -> Tensor:
+    """Maps [B, 14, 14] -> [B, S, S] with aligned corners: bilinear, as EZ-VSL, or bicubic, as SLAVC."""
     size = (FRAME_SIZE, FRAME_SIZE)
-    return F.interpolate(maps.float().unsqueeze(1), size=size, mode="bilinear", align_corners=True).squeeze(1)
+    return F.interpolate(maps.float().unsqueeze(1), size=size, mode=mode, align_corners=True).squeeze(1)
 
 
 def min_max(maps: Tensor) -> Tensor:
@@ -183,50 +182,32 @@ def rank_objects(heatmap: Tensor, boxes: Sequence[Sequence[float]], sounding: in
     return 1 + sum(bool(mean >= means[sounding]) for i, mean in enumerate(means) if i != sounding)
 
 
+def auc_parts(cious: Tensor) -> Tensor:
+    """What each image adds to `auc`, float64 [B]: their mean is the area."""
+    thresholds = torch.tensor([0.05 * i for i in range(21)], dtype=torch.float64)
+    return torch.trapezoid((cious.double().unsqueeze(1) >= thresholds).double(), thresholds, dim=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Detections:
-    """What SLAVC's AP and F1 are computed from: N images, with and without a sounding object in view."""
+    """What AP and F1 are computed from: N images, with and without a sounding object in view."""
 
     is_positive: Tensor  # bool [N], whether something in view sounds
     ciou: Tensor  # float [N], of negatives never looked at
     confidence: Tensor  # float [N]
 
-    def counts(self, threshold: float) -> tuple[int, int, int]:
-        """True positives (found and in the right place), false positives, false negatives (positives not found)."""
-        found = self.confidence >= threshold
-        true_positives = int((found & self.is_positive & (self.ciou >= HIT)).sum())
-        return true_positives, int(found.sum()) - true_positives, int((~found & self.is_positive).sum())
-
-    def precision_recall(self, threshold: float) -> tuple[float, float]:
-        """As SLAVC's `calc_precision_recall`: a positive found in the wrong place leaves the recall alone."""
-        true_positives, false_positives, false_negatives = self.counts(threshold)
-        precision = true_positives / (true_positives + false_positives) if true_positives + false_positives else 1.0
-        recall = true_positives / (true_positives + false_negatives) if true_positives + false_negatives else 1.0
-        return precision, recall
-
-
-def slavc_ap(detections: Detections) -> float:
-    """AP as SLAVC's evaluator computes it (`calc_ap`), its quirks included.
-
-    Some 200 of the confidences are tried, falling, the highest never; precision is made monotone; what lies left of the
-    first recall is left out; and recall forgets positives that were found in the wrong place.
-    """
-    ordered = detections.confidence.double().sort().values[:-1].flip(0)
-    tried = ordered[:: max(1, len(detections.confidence) // _AP_THRESHOLDS)].tolist()
-    curve = [detections.precision_recall(threshold) for threshold in tried]
-    area, best = 0.0, 0.0
-    for i in range(len(curve) - 1, 0, -1):
-        best = max(best, curve[i][0])
-        area += max(best, curve[i - 1][0]) * (curve[i][1] - curve[i - 1][1])
-    return area
+    def take(self, rows: Tensor) -> "Detections":
+        """Some of them, bool [N] or int64 [M]; the same one may come again."""
+        return Detections(**{name: values[rows] for name, values in vars(self).items()})
 
 
 def max_f1(detections: Detections) -> float:
-    """The best F1 over some ten of the confidences, as SLAVC's evaluator tries them."""
-    ordered = detections.confidence.double().sort().values
-    tried = ordered[:: max(1, len(ordered) // _F1_THRESHOLDS)].tolist()
-    scores = [detections.precision_recall(threshold) for threshold in tried]
-    return max((2 * p * r / (p + r) if p + r > 0 else 0.0) for p, r in scores)
+    """The best F1 over all confidences; recall is among all positives. 0 where nothing is positive."""
+    positives = int(detections.is_positive.sum())
+    if not positives:
+        return 0.0
+    hits, found = _by_confidence(detections)
+    return float((2 * hits / (found + positives)).max())
 
 
 def average_precision(detections: Detections) -> float:
@@ -238,11 +219,16 @@ def average_precision(detections: Detections) -> float:
     positives = int(detections.is_positive.sum())
     if not positives:
         return 0.0
+    hits, found = _by_confidence(detections)
+    steps = torch.diff(hits, prepend=torch.zeros(1, dtype=torch.float64))
+    return float((hits / found * steps).sum() / positives)
+
+
+def _by_confidence(detections: Detections) -> tuple[Tensor, Tensor]:
+    """For each distinct confidence, falling: hits among those at least as sure, and how many these are, float64."""
     order = detections.confidence.double().argsort(descending=True, stable=True)
     values = detections.confidence.double()[order]
     hits = (detections.is_positive & (detections.ciou >= HIT))[order].double().cumsum(0)
     last_of_tie = torch.cat([values[1:] != values[:-1], torch.ones(1, dtype=torch.bool)])
     found = torch.arange(1, len(values) + 1, dtype=torch.float64)[last_of_tie]
-    hits = hits[last_of_tie]
-    steps = torch.diff(hits, prepend=torch.zeros(1, dtype=torch.float64))
-    return float((hits / found * steps).sum() / positives)
+    return hits[last_of_tie], found

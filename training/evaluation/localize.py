@@ -14,20 +14,33 @@ from torch import Tensor
 from shards_spec.atomic import atomic_path
 from shards_spec.errors import UserError
 from shards_spec.messages import say
-from shards_spec.sample import FRAME_SIZE, file_key
+from shards_spec.sample import file_key
 from training.evaluation import localization as metrics
+from training.evaluation import slavc
+from training.evaluation.boxes import Annotated, read_annotations
 from training.evaluation.features import DenseBatch, LoadedModel, Pooling, cache_folder, check_finite, dense_features
+from training.evaluation.heads.left_out import LeftOut
+from training.evaluation.intervals import Intervals, of_means
 from training.evaluation.localization import Benchmark, Box, Detections
-from training.evaluation.metadata import all_numbers, read_metadata, sample_keys
+from training.evaluation.localization_rows import (
+    Scores,
+    beside_negatives,
+    detection_intervals,
+    detection_row,
+    pair_table,
+    sample_table,
+)
 from training.evaluation.options import EvaluationOptions, Session, make_writable
 from training.evaluation.overlays import Overlay, write_overlays
+from training.evaluation.pairs import Pair, in_rounds, read_pairs
 from training.evaluation.results import Result, Rows
 from training.evaluation.row_cache import Rows as TensorRows
 from training.evaluation.row_cache import cached_rows
-from training.methods.shared.patches import IMAGE_GRID, IMAGE_TOKENS
+from training.evaluation.trivial_maps import other_sounds, random_maps, trivial_regions
+from training.methods.shared.patches import IMAGE_GRID
 from training.stream.index import DatasetIndex
 from training.stream.loader import load
-from training.stream.order import Numbers, sample_seeds
+from training.stream.order import Numbers
 from training.stream.shares import Share
 
 # N samples with boxes, S pixels a side.
@@ -42,43 +55,19 @@ PROTOCOL = (
     "EZ-VSL's evaluator: map of 14 x 14, bilinear to 224 x 224 with aligned corners, min-max, predicted region = at or"
     " above the median; cIoU = sum(pred * gt) / (sum(gt) + sum(pred where gt = 0)); CIoU = share of images with cIoU >="
     " 0.5; AUC over thresholds 0, 0.05, ..., 1. pointing = share of images whose highest pixel lies in a box."
-    " AP (SLAVC) and max-F1 as SLAVC's evaluator; AP without its quirks. They count negatives."
+    " AP (ours) and max-F1 (ours): detection by SLAVC's confidence, beside negatives that are ours, too."
 )
+SLAVC_PROTOCOL = (
+    " Rows SLAVC: its EvaluatorFull on its list of pairs, map bicubic, with --relative_prediction, without its object"
+    " saliency; sizes and `visible` hold no negatives."
+)
+_README_ROW = "SLAVC's README (precision: visible)"
+_README: Rows = {  # github.com/stoneMo/SLAVC, trained on VGG-Sound 144k, with object saliency
+    "flickr": {"AP@50": 51.63, "max-F1@50": 59.10, "precision@50": 83.60},
+    "vggss": {"AP@50": 32.95, "max-F1@50": 40.00, "precision@50": 37.79},
+}
 _CHUNK = 32  # images scored at once, 200 kB each
 _NAMED = 3  # samples named in a message
-_LOOK_AHEAD = 256  # samples among which one with other labels is sought
-_SEED = 0  # of the random maps
-
-
-@dataclass(frozen=True, kw_only=True)
-class Annotated:
-    """The samples of a dataset by their boxes."""
-
-    numbers: Numbers  # int64 [N], with a usable box: these are scored
-    keys: list[str]
-    boxes: list[list[Box]]
-    labels: list[list[str]]
-    unboxed: Numbers  # int64, without any box
-    spoilt: list[str]  # keys of samples whose boxes are all damaged
-    left_out: list[str]  # a line for each damaged box
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """What became of each of N images."""
-
-    ciou: Tensor  # float64 [N]
-    pointing: Tensor  # bool [N]
-    confidence: Tensor  # float64 [N]
-
-    def row(self) -> dict[str, float | None]:
-        """The columns that need no negatives, in %."""
-        return {
-            "CIoU": 100 * metrics.success(self.ciou),
-            "AUC": 100 * metrics.auc(self.ciou),
-            "mean cIoU": 100 * self.ciou.mean().item(),
-            "pointing": 100 * self.pointing.double().mean().item(),
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +81,9 @@ class LocalizationConfig(EvaluationOptions):
     features: Pooling = "mean"
     """The sound's vector: the mean of its patch tokens, or [CLS]."""
     negatives: Negatives = "other-sound"
-    """For AP and max-F1. other-sound: each frame with another clip's sound; unboxed: the samples without boxes."""
+    """For AP and max-F1 (ours). other-sound: each frame with another clip's sound; unboxed: samples without boxes."""
+    pairs: Path | None = None
+    """SLAVC's list of pairs, flickr_test_plus_silent.csv or vggss_test_plus_silent.csv: also scores its protocol."""
     no_untrained: bool = False
     """Leave out the run's initial weights, which are evaluated as a baseline."""
     pictures: Path | None = None
@@ -110,24 +101,39 @@ class LocalizationConfig(EvaluationOptions):
         session = self.begin("localization")
         if session.is_main and self.pictures is not None:
             make_writable(self.pictures, "--pictures DIR")
-        annotated = read_annotations(session.index)
+        chosen = self.chosen(session.index)
+        annotated = read_annotations(session.index, chosen.numbers)
         if not len(annotated.numbers):
             first = f": {annotated.left_out[0]}" if annotated.left_out else ""
             raise UserError(f"no sample of {self.data} has a usable box{first}: give make-shards --boxes")
+        left_out, pairs = LeftOut(), list[Pair]()
+        if self.pairs is not None:
+            pairs = read_pairs(self.pairs, session.index, set(annotated.numbers.tolist()), left_out)
         partners = other_sounds(annotated.labels)
-        own, rows = self._model_rows(session, session.loaded, annotated, partners)
+        own, rows, intervals = self._model_rows(session, session.loaded, annotated, partners)
         baselines = self._baselines(session, annotated, partners, rows)
+        own_scores = self._score(own, annotated.boxes)
+        metrics_rows: Rows = {"model": rows["model"]}
+        tables = [sample_table(annotated, own_scores)]
+        if pairs:
+            detections, areas = self._detect(session, session.loaded, annotated, pairs)
+            metrics_rows |= {f"SLAVC, {name}": row for name, row in slavc.rows(detections, areas).items()}
+            intervals["SLAVC, all"] = slavc.intervals(detections)
+            tables.append(pair_table(session.index, pairs, detections))
+        self.save(session.accelerator, *tables)
         result = session.finish(
             pool=len(annotated.numbers),
-            pool_rule="those with boxes",
-            protocol=f"{PROTOCOL} Map: {self.heatmap}, features: {self.features}, benchmark: {self.benchmark}.",
-            metrics={"model": rows["model"]},
+            pool_rule="those with boxes" + (f" among {chosen.rule}" if self.keys else ""),
+            protocol_name=f"EZ-VSL, {self.benchmark}" + ("; rows SLAVC: SLAVC, extended" if pairs else ""),
+            protocol=f"{PROTOCOL}{SLAVC_PROTOCOL if pairs else ''} {self._choices()}",
+            metrics=metrics_rows,
             baselines=baselines,
-            paper=PAPER[self.benchmark],
-            notes=tuple(self._notes(annotated)),
+            paper=PAPER[self.benchmark] | ({_README_ROW: _README[self.benchmark]} if pairs else {}),
+            notes=(*self._notes(annotated), *_pair_notes(pairs), *left_out.notes(), *chosen.notes),
+            intervals=intervals,
         )
         if session.is_main:
-            self._write_samples(session, annotated, own)
+            self._write_samples(session, annotated, own_scores)
             self._draw(session, annotated, own)
         return result
 
@@ -135,8 +141,8 @@ class LocalizationConfig(EvaluationOptions):
 
     def _model_rows(
         self, session: Session, loaded: LoadedModel, annotated: Annotated, partners: list[int] | None
-    ) -> tuple[Tensor, Rows]:
-        """The maps [N, 14, 14] of a model, and its rows with each sample's own sound and with another clip's."""
+    ) -> tuple[Tensor, Rows, Intervals]:
+        """The maps [N, 14, 14] of a model, its rows with each sample's own sound and with another clip's; intervals."""
         audio = session.embed(annotated.numbers, loaded=loaded, pool=self.features).audio
         sounds = {"own": audio} | ({} if partners is None else {"other": audio[partners]})
         maps = self._maps(session, loaded, annotated.numbers, sounds, partners)
@@ -151,9 +157,12 @@ class LocalizationConfig(EvaluationOptions):
             silent = session.embed(annotated.unboxed, loaded=loaded, pool=self.features).audio
             found = self._maps(session, loaded, annotated.unboxed, {"own": silent}, None)
             unheard = confidences(found["own"])
+        found = of_means(own.parts())
         if unheard is not None:
-            rows["model"] |= detection_row(own, unheard)
-        return maps["own"], rows
+            detections = beside_negatives(own, unheard)
+            rows["model"] |= detection_row(detections)
+            found |= detection_intervals(detections, together=self.negatives == "other-sound")
+        return maps["own"], rows, {"model": found}
 
     def _baselines(self, session: Session, annotated: Annotated, partners: list[int] | None, rows: Rows) -> Rows:
         baselines: Rows = {}
@@ -172,9 +181,12 @@ class LocalizationConfig(EvaluationOptions):
         loaded: LoadedModel,
         numbers: Numbers,
         sounds: dict[str, Tensor],
-        partners: list[int] | None,
+        partners: Any,
     ) -> TensorRows:
-        """A map [N, 14, 14] of each sample for each kind of sound, float [N, D]; out of the cache where it has them."""
+        """A map [N, 14, 14] of each sample for each kind of sound, float [N, D]; out of the cache where it has them.
+
+        `partners` tells the cache whose sounds these are.
+        """
 
         def compute(shares: Iterable[Share]) -> Iterator[tuple[Numbers, TensorRows]]:
             options = {"batch_size": self.batch_size, "workers": self.workers}
@@ -199,6 +211,25 @@ class LocalizationConfig(EvaluationOptions):
             accelerator=session.accelerator,
             title="localize" if loaded.is_trained else "localize, untrained",
         )
+
+    def _detect(
+        self, session: Session, loaded: LoadedModel, annotated: Annotated, pairs: list[Pair]
+    ) -> tuple[Detections, Tensor]:
+        """SLAVC's detections of its pairs, and how many pixels each was to find."""
+        rounds = in_rounds(pairs)
+        frames = np.array(sorted(rounds[0]), np.int64)
+        heard = np.unique(np.array([pair.sound for pair in pairs], np.int64))
+        audio = session.embed(np.union1d(frames, heard), loaded=loaded, pool=self.features)
+        sound_of = {number: row for row, number in enumerate(audio.numbers.tolist())}
+        sounds = [[one[n].sound if n in one else n for n in frames.tolist()] for one in rounds]  # else its own
+        vectors = {f"round {i}": audio.audio[[sound_of[n] for n in numbers]] for i, numbers in enumerate(sounds)}
+        maps = self._maps(session, loaded, frames, vectors, sounds)
+        boxes = dict(zip(annotated.numbers.tolist(), annotated.boxes, strict=True))
+        place = {number: row for row, number in enumerate(frames.tolist())}
+        round_of = {pair: i for i, one in enumerate(rounds) for pair in one.values()}
+        of_pairs = torch.stack([maps[f"round {round_of[pair]}"][place[pair.image]] for pair in pairs])
+        truths = [boxes[pair.image] if pair.is_sounding else [] for pair in pairs]
+        return slavc.detect(of_pairs, [metrics.ground_truth(found, self.benchmark) for found in truths])
 
     # ---------------------------------------------------------------- scores
 
@@ -228,6 +259,9 @@ class LocalizationConfig(EvaluationOptions):
 
     # ---------------------------------------------------------------- what it writes
 
+    def _choices(self) -> str:
+        return f"Map: {self.heatmap}, features: {self.features}, benchmark: {self.benchmark}."
+
     def _notes(self, annotated: Annotated) -> Iterator[str]:
         if annotated.left_out:
             yield f"damaged boxes are left out: {len(annotated.left_out):,} ({'; '.join(annotated.left_out[:_NAMED])})"
@@ -244,9 +278,8 @@ class LocalizationConfig(EvaluationOptions):
             yield "negatives: each scored frame with the sound of a following clip, of other labels where possible"
         yield "centre and whole image point at random inside themselves; pointing of the whole image is chance"
 
-    def _write_samples(self, session: Session, annotated: Annotated, maps: Tensor) -> None:
+    def _write_samples(self, session: Session, annotated: Annotated, scores: Scores) -> None:
         """A CSV beside the JSON: what became of each sample."""
-        scores = self._score(maps, annotated.boxes)
         path = session.out.with_suffix(".samples.csv")
         with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.writer(file)
@@ -286,95 +319,9 @@ def _frames(index: DatasetIndex, numbers: Numbers) -> list[Any]:
     return [batch.image[0, 0].numpy().copy() for batch in load(index, shares, seed=0, batch_size=1, workers=0)]
 
 
-def read_annotations(index: DatasetIndex) -> Annotated:
-    """Sorts the samples of a dataset by the `boxes` of their JSON. Damaged boxes are left out, and named."""
-    numbers = all_numbers(index)
-    keys = sample_keys(index, numbers)
-    scored, boxes, labels, unboxed, spoilt, left_out = [], [], [], [], [], []
-    for number, metadata in zip(numbers.tolist(), read_metadata(index, numbers), strict=True):
-        if not metadata.get("boxes"):
-            unboxed.append(number)
-            continue
-        found = metrics.usable_boxes(metadata["boxes"])
-        left_out += [f"{keys[number]}: {line}" for line in found.left_out]
-        if not found.boxes:
-            spoilt.append(keys[number])
-            continue
-        scored.append(number)
-        boxes.append(found.boxes)
-        names = metadata.get("labels")
-        labels.append([str(name) for name in names] if isinstance(names, list) else [])
-    return Annotated(
-        numbers=np.array(scored, np.int64),
-        keys=[keys[number] for number in scored],
-        boxes=boxes,
-        labels=labels,
-        unboxed=np.array(unboxed, np.int64),
-        spoilt=spoilt,
-        left_out=left_out,
-    )
-
-
-def other_sounds(labels: Sequence[Sequence[str]]) -> list[int] | None:
-    """For each of N samples the place of another one, whose sound stands in for its own; None where N is 1.
-
-    It is the next one (the first follows the last) that shares no label; where there is none among the next
-    _LOOK_AHEAD, or no labels are known, the next one. So every sample's sound serves, nearly, once.
-    """
-    n = len(labels)
-    if n < 2:
-        return None
-    known = [set(names) for names in labels]
-
-    def other(i: int) -> int:
-        following = ((i + step) % n for step in range(1, min(n, _LOOK_AHEAD + 1)))
-        return next((j for j in following if not known[i] & known[j]), (i + 1) % n)
-
-    return [other(i) for i in range(n)]
-
-
-def random_maps(keys: Sequence[str]) -> Tensor:
-    """A map of noise for each sample, float [N, 14, 14], from its key alone."""
-    seeds = sample_seeds(_SEED, np.zeros(len(keys), np.int64), keys)
-    generator = torch.Generator()
-    maps = [torch.rand(IMAGE_TOKENS, generator=generator.manual_seed(int(seed))) for seed in seeds]
-    return torch.stack(maps).unflatten(1, IMAGE_GRID)
-
-
-def trivial_regions() -> dict[str, Tensor]:
-    """Answers that need no model, bool [S, S] each. Half the area is what every map is cut to."""
-    return {
-        "whole image": torch.ones(FRAME_SIZE, FRAME_SIZE, dtype=torch.bool),
-        "centre box, half the side": _centre(0.5),
-        "centre box, half the area": _centre(0.5**0.5),
-    }
-
-
-def _centre(side: float) -> Tensor:
-    margin = round((1 - side) / 2 * FRAME_SIZE)
-    region = torch.zeros(FRAME_SIZE, FRAME_SIZE, dtype=torch.bool)
-    region[margin : FRAME_SIZE - margin, margin : FRAME_SIZE - margin] = True
-    return region
-
-
 def confidences(maps: Tensor) -> Tensor:
     """SLAVC's confidence of maps [N, 14, 14], float64 [N]."""
     return torch.cat([metrics.confidence(metrics.upsample(part)).double() for part in maps.split(_CHUNK)])
-
-
-def detection_row(scores: Scores, negatives: Tensor) -> dict[str, float | None]:
-    """AP and max-F1 in %, of N positives and the confidences of M negatives, float [M]."""
-    n, m = len(scores.ciou), len(negatives)
-    detections = Detections(
-        is_positive=torch.cat([torch.ones(n, dtype=torch.bool), torch.zeros(m, dtype=torch.bool)]),
-        ciou=torch.cat([scores.ciou, torch.zeros(m, dtype=torch.float64)]),
-        confidence=torch.cat([scores.confidence, negatives]),
-    )
-    return {
-        "AP": 100 * metrics.average_precision(detections),
-        "AP (SLAVC)": 100 * metrics.slavc_ap(detections),
-        "max-F1": 100 * metrics.max_f1(detections),
-    }
 
 
 def cls_maps(loaded: LoadedModel, batch: DenseBatch) -> Tensor:
@@ -386,3 +333,9 @@ def cls_maps(loaded: LoadedModel, batch: DenseBatch) -> Tensor:
     if batch.image.attention is None:
         raise UserError(f"--heatmap cls-attention: {loaded.method} has no [CLS] token, take --heatmap cosine")
     return batch.image.attention.float().unflatten(1, IMAGE_GRID).cpu()
+
+
+def _pair_notes(pairs: Sequence[Pair]) -> Iterator[str]:
+    if pairs:
+        sounding = sum(pair.is_sounding for pair in pairs)
+        yield f"rows SLAVC: {sounding:,} sounding and {len(pairs) - sounding:,} non-sounding pairs"

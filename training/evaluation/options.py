@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from accelerate import Accelerator
 
@@ -11,6 +11,8 @@ from shards_spec.errors import UserError
 from shards_spec.messages import say, warn
 from training.config import Device
 from training.evaluation.features import Embeddings, LoadedModel, Pooling, Precision, embed_dataset, load_model
+from training.evaluation.keys import Chosen, choose_keys
+from training.evaluation.predictions import Columns, check_place, write_predictions
 from training.evaluation.results import Result, Rows, result_path, run_folder
 from training.processes import join_processes
 from training.stream.cache_folder import DEFAULT_SIZE, parse_size
@@ -60,13 +62,15 @@ class Session:
         *,
         pool: int,
         pool_rule: str,
+        protocol_name: str,
         protocol: str,
         metrics: Rows,
         baselines: Rows | None = None,
         paper: Rows | None = None,
         notes: tuple[str, ...] = (),
+        **tables: Any,
     ) -> Result:
-        """The result; the first process prints its table and writes its JSON."""
+        """The result; the first process prints its table and writes its JSON. `tables` are other fields of Result."""
         result = Result(
             task=self.task,
             data=", ".join(map(str, self.index.folders)),
@@ -75,11 +79,13 @@ class Session:
             step=self.loaded.step,
             pool=pool,
             pool_rule=pool_rule,
+            protocol_name=protocol_name,
             protocol=protocol,
             metrics=metrics,
             baselines=baselines or {},
             paper=paper or {},
             notes=(*notes, *self.index.quiet_warnings()),
+            **tables,
         )
         return publish(result, self.out, self.accelerator)
 
@@ -94,6 +100,11 @@ class EvaluationOptions:
     """A checkpoint, or a run folder (its newest checkpoint is taken)."""
     out: Path | None = None
     """JSON file for the result. Default: RUN/evaluation/TASK-DATASET.json."""
+    keys: Path | None = None
+    """Score only the samples that a file names, a key a line, or a CSV with them in its first column. Clips may be
+    named as benchmarks do: ID_000030."""
+    save_predictions: Path | None = None
+    """File.csv or File.parquet for what was found for each sample: key, scores, truth."""
     batch_size: int = 64
     """Samples that a process encodes at once."""
     workers: int = 2
@@ -147,13 +158,25 @@ class EvaluationOptions:
         """Joins the processes. A task that does not `begin` here calls this first, and `result_file` before it encodes.
 
         Raises:
-            UserError: --out can be no file, or the launcher was asked for another number of processes than there are.
+            UserError: --out or --save-predictions can be no file, or the launcher was asked for another number of
+                processes than there are.
         """
         if self.out is not None and not self.out.parent.is_dir():
             raise UserError(f"--out {self.out}: the folder {self.out.parent} does not exist")
         if self.out is not None and self.out.is_dir():
             raise UserError(f"--out {self.out} is a folder: give a file in it")
+        check_place(self.save_predictions)
         return join_processes(device=self.device, workers=self.workers)
+
+    def chosen(self, index: DatasetIndex) -> Chosen:
+        """The samples that --keys names; raises as `choose_keys`."""
+        return choose_keys(index, self.keys)
+
+    def save(self, accelerator: Accelerator, *tables: Columns) -> None:
+        """The first process writes --save-predictions, where it was given."""
+        if self.save_predictions is not None and accelerator.is_main_process:
+            write_predictions(self.save_predictions, tables)
+            say(f"-> {self.save_predictions}")
 
     def result_file(self, accelerator: Accelerator, checkpoint: Path, default: Path) -> Path:
         """--out, else `default`. Makes sure that the result and the features can be written.

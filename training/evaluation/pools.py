@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from shards_spec.errors import UserError
+from training.evaluation.keys import SampleNames, read_keys
 from training.evaluation.metadata import all_numbers, label_ids, sample_keys
 from training.stream.index import DatasetIndex
 from training.stream.order import Numbers, sample_seeds
@@ -37,33 +38,35 @@ def parse_pool(text: str) -> Pool:
     raise ValueError(f"--pool is all, per-class:N (N at least 1) or keys:FILE, got {text}")
 
 
-def choose(index: DatasetIndex, pool: Pool, seed: int) -> tuple[Numbers, str]:
+def choose(index: DatasetIndex, pool: Pool, seed: int, chosen: Numbers | None = None) -> tuple[Numbers, str]:
     """The samples of a pool, int64 [N], in the dataset's order, and the rule in words.
+
+    Args:
+        chosen: the samples, int64, among which the pool is taken; all where None.
 
     Raises:
         UserError: the file cannot be read or names unknown samples; or there are no labels to go by.
     """
     if pool.kind == "per-class":
-        return _per_class(index, pool.per_class, seed)
+        return _per_class(index, all_numbers(index) if chosen is None else chosen, pool.per_class, seed)
     if pool.file is not None:
         return _named(index, pool.file), f"the keys in {pool.file.name}"
-    return all_numbers(index), "all"
+    return (all_numbers(index), "all") if chosen is None else (chosen, "all")
 
 
-def _per_class(index: DatasetIndex, count: int, seed: int) -> tuple[Numbers, str]:
+def _per_class(index: DatasetIndex, numbers: Numbers, count: int, seed: int) -> tuple[Numbers, str]:
     """`count` samples of each class, as CAV-MAE takes 5: which ones, a hash of (seed, key) says.
 
     A sample with several labels counts for its first. So the choice depends on the samples alone, not on how they are
     sharded, and a larger count holds the smaller one's samples.
     """
-    numbers = all_numbers(index)
     keys = sample_keys(index, numbers)
     ranked = np.argsort(sample_seeds(seed, np.zeros_like(numbers), keys), kind="stable")
     labels = label_ids(index, numbers)
     members: dict[int, list[int]] = {}
-    for number in ranked.tolist():
-        if labels[number]:
-            members.setdefault(labels[number][0], []).append(number)
+    for place in ranked.tolist():
+        if labels[place]:
+            members.setdefault(labels[place][0], []).append(int(numbers[place]))
     if not members:
         raise UserError("--pool per-class needs labels, and no sample has any: give make-shards --class-labels")
     few = sum(len(found) < count for found in members.values())
@@ -74,18 +77,11 @@ def _per_class(index: DatasetIndex, count: int, seed: int) -> tuple[Numbers, str
 
 
 def _named(index: DatasetIndex, file: Path) -> Numbers:
-    try:
-        wanted = [line.strip() for line in file.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--pool keys:{file}: cannot be read ({error}): give a text file with a key a line") from error
-    if not wanted:
-        raise UserError(f"--pool keys:{file}: the file names no key")
-    if len(set(wanted)) != len(wanted):
-        twice = next(key for key in wanted if wanted.count(key) > 1)
-        raise UserError(f"--pool keys:{file}: {twice} stands there twice")
-    places = {key: number for number, key in enumerate(sample_keys(index, all_numbers(index)))}
-    if unknown := [key for key in wanted if key not in places]:
+    names, wanted = SampleNames(index), read_keys(file, f"--pool keys:{file}")
+    found = {name: names.find(name) for name in wanted}
+    if unknown := [name for name, number in found.items() if number is None]:
         raise UserError(
             f"--pool keys:{file}: {len(unknown)} of {len(wanted)} keys are not in the dataset, the first: {unknown[0]}"
+            " (--keys leaves such out)"
         )
-    return np.array(sorted(places[key] for key in wanted), np.int64)
+    return np.array(sorted({number for number in found.values() if number is not None}), np.int64)

@@ -14,13 +14,15 @@ import tyro
 from torch import Tensor
 
 from shards_spec.errors import UserError
+from training.evaluation.class_tables import class_names, score_columns, scored, tables_of
 from training.evaluation.classification_metrics import Metrics, metrics_of, notes_on_classes, prior_metrics
 from training.evaluation.features import Embeddings, LoadedModel, Pooling
-from training.evaluation.metadata import all_numbers
+from training.evaluation.metadata import sample_keys
 from training.evaluation.options import EvaluationOptions, Session
 from training.evaluation.results import Result, result_path
 from training.finetune.labels import Labels, Task, check_single, choose_task, read_labels
 from training.stream.index import DatasetIndex
+from training.stream.order import Numbers
 
 # N training samples, M evaluated ones, D features, C classes.
 WEIGHT_DECAYS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -172,30 +174,41 @@ class ProbeConfig(EvaluationOptions):
         session = self.begin("probe")
         index = self.open_data(self.eval_data, session.accelerator)
         labels, eval_labels = self._labels(session.index, index)
+        chosen = self.chosen(index)
         out = result_path(session.loaded.checkpoint, "probe", index) if self.out is None else self.out
-        scored = replace(session, index=index, out=out)
+        session_of_eval = replace(session, index=index, out=out)
         task = self.task or choose_task(labels, eval_labels)
         check_single(task, labels, session.index)
         check_single(task, eval_labels, index)
-        probed = self._probe(session, scored, session.loaded, labels, eval_labels, task)
-        metrics = {_ROWS[kind]: result.metrics for kind, result in probed.items()}
-        eval_y = eval_labels.matrix(all_numbers(index)).astype(bool)
+        places = (session, session_of_eval, chosen.numbers)
+        probed = self._probe(*places, session.loaded, labels, eval_labels, task)
+        eval_y = eval_labels.matrix(chosen.numbers).astype(bool)
+        names = class_names(index.classes)
+        found = {_ROWS[kind]: scored(task, result.scores.numpy(), eval_y, names) for kind, result in probed.items()}
         baselines = {"class prior": prior_metrics(task, labels.per_class, eval_y)}
         if self.untrained:
-            before = self._probe(session, scored, session.untrained(), labels, eval_labels, task)
+            before = self._probe(*places, session.untrained(), labels, eval_labels, task)
             baselines |= {f"untrained, {_ROWS[kind]}": result.metrics for kind, result in before.items()}
-        chosen = ", ".join(f"{_ROWS[kind]} {result.weight_decay:g}" for kind, result in probed.items())
-        return scored.finish(
-            pool=len(index),
-            pool_rule="all samples of --eval-data",
+        decays = ", ".join(f"{_ROWS[kind]} {result.weight_decay:g}" for kind, result in probed.items())
+        keys = sample_keys(index, chosen.numbers)
+        tables = [
+            {"features": [_ROWS[kind]] * len(keys)} | score_columns(keys, result.scores.numpy(), eval_y, names)
+            for kind, result in probed.items()
+        ]
+        self.save(session.accelerator, *tables)
+        return session_of_eval.finish(
+            pool=len(chosen.numbers),
+            pool_rule=f"{chosen.rule} of --eval-data",
+            protocol_name=f"linear probe, {task}",
             protocol=(
                 f"{task} linear probe on the frozen encoders' pooled ({self.pool}) unmasked features, standardised;"
                 f" L-BFGS on all {len(session.index)} samples of {self.data}; weight decay"
-                f" {'chosen on a held-out fifth of them' if len(self.weight_decay) > 1 else 'given'}: {chosen}"
+                f" {'chosen on a held-out fifth of them' if len(self.weight_decay) > 1 else 'given'}: {decays}"
             ),
-            metrics=metrics,
+            metrics={row: numbers.metrics for row, numbers in found.items()},
             baselines=baselines,
-            notes=notes_on_classes(eval_y) if task == "multilabel" else (),
+            notes=(*(notes_on_classes(eval_y) if task == "multilabel" else ()), *chosen.notes),
+            **tables_of(found),
         )
 
     def _labels(self, index: DatasetIndex, eval_index: DatasetIndex) -> tuple[Labels, Labels]:
@@ -206,11 +219,19 @@ class ProbeConfig(EvaluationOptions):
         return read_labels(index), read_labels(eval_index)
 
     def _probe(
-        self, session: Session, scored: Session, loaded: LoadedModel, labels: Labels, eval_labels: Labels, task: Task
+        self,
+        session: Session,
+        session_of_eval: Session,
+        chosen: Numbers,
+        loaded: LoadedModel,
+        labels: Labels,
+        eval_labels: Labels,
+        task: Task,
     ) -> dict[str, ProbeResult]:
-        """The probe of each kind of input on the features of `loaded`."""
+        """The probe of each kind of input on the features of `loaded`; the chosen samples of the other are scored."""
         device = session.accelerator.device
-        train_x, eval_x = session.embed(loaded=loaded, pool=self.pool), scored.embed(loaded=loaded, pool=self.pool)
+        train_x = session.embed(loaded=loaded, pool=self.pool)
+        eval_x = session_of_eval.embed(chosen, loaded=loaded, pool=self.pool)
         y = torch.from_numpy(labels.matrix(train_x.numbers).astype(np.uint8)).to(device)
         eval_y = torch.from_numpy(eval_labels.matrix(eval_x.numbers).astype(np.uint8)).to(device)
         kinds = ("a", "v", "av") if self.inputs == "all" else (self.inputs,)

@@ -5,8 +5,10 @@ unmasked, the outputs are pooled, similarity is their cosine, and R@K is the sha
 is among the K most similar. Every result names its pool, since R@K means little without it.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import comb
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from shards_spec.errors import UserError
 from training.evaluation.features import Embeddings, LoadedModel, Pooling, load_model
+from training.evaluation.intervals import of_means
 from training.evaluation.metadata import label_ids
 from training.evaluation.options import EvaluationOptions
 from training.evaluation.pools import choose, parse_pool
@@ -210,32 +213,70 @@ class RetrievalConfig(EvaluationOptions):
     def run(self) -> Result:
         """Evaluates, prints the table, writes the JSON."""
         session = self.begin("retrieval")
-        numbers, rule = choose(session.index, parse_pool(self.pool), self.pool_seed)
+        chosen, pool = self.chosen(session.index), parse_pool(self.pool)
+        if self.keys is not None and pool.kind == "keys":
+            raise UserError("--keys and --pool keys:FILE both name the samples: give one of them")
+        numbers, rule = choose(session.index, pool, self.pool_seed, chosen.numbers)
+        rule = rule if self.keys is None else f"{rule} of {chosen.rule}"
         if len(numbers) < 2:
             raise UserError(f"--pool {self.pool} holds {len(numbers)} sample: retrieval needs at least 2")
         labels = label_matrix(label_ids(session.index, numbers))
-        metrics, baselines = score(session.embed(numbers, pool=self.features), labels)
+        embedded = session.embed(numbers, pool=self.features)
+        found = retrieval(embedded.audio, embedded.image)
+        metrics, baselines = score(found, embedded, labels)
+        metrics |= {
+            f"{name}, ties as CAV-MAE counts them": {**_columns(one.recall), "median rank": one.median_rank}
+            for name, one in found.ties.items()
+        }
+        self.save(session.accelerator, _predictions(embedded, found))
         if self.untrained:
             untrained = session.embed(numbers, loaded=session.untrained(), pool=self.features)
-            baselines |= {f"untrained, {name}": row for name, row in score(untrained, labels)[0].items()}
+            before = retrieval(untrained.audio, untrained.image)
+            baselines |= {f"untrained, {name}": row for name, row in score(before, untrained, labels)[0].items()}
         unlabelled = int((~labels.any(dim=1)).sum())
         notes = [f"the pools differ: ours has {len(numbers):,} samples, the paper's, by its digits, about 500"]
+        notes += [*_notes_on_ties(found), *chosen.notes]
         if labels.any() and unlabelled:
             notes.append(f"class R@K: {unlabelled:,} samples without a label are left out")
         return session.finish(
             pool=len(numbers),
             pool_rule=rule,
+            protocol_name=f"retrieval, R@K among {len(numbers):,}, ties are misses",
             protocol=PROTOCOL + f" Features: {self.features}.",
             metrics=metrics,
             baselines=baselines,
             paper=PAPER,
             notes=tuple(notes),
+            intervals={
+                name: of_means({f"R@{k}": (places.last <= k).numpy().astype(float) for k in RANKS})
+                for name, places in found.places.items()
+            },
         )
 
 
-def score(embeddings: Embeddings, labels: Tensor) -> tuple[Rows, Rows]:
+def _notes_on_ties(found: RetrievalResult) -> Iterator[str]:
+    for name, places in found.places.items():
+        if tied := int((places.tied > 1).sum()):
+            yield f"{name}: of {tied:,} queries another candidate is as similar as the partner, which counts as a miss"
+
+
+def _predictions(embedded: Embeddings, found: RetrievalResult) -> dict[str, Any]:
+    """The table of --save-predictions: how the partner of each sample fares, and who comes first."""
+    audio, image = exact(embedded.audio), exact(embedded.image)
+    columns: dict[str, Any] = {
+        "key": embedded.keys,
+        "truth": embedded.keys,
+        "similarity": (audio * image).sum(1).numpy(),
+    }
+    for name, given, theirs in ((AUDIO_TO_IMAGE, audio, image), (IMAGE_TO_AUDIO, image, audio)):
+        first = torch.cat([(part @ theirs.T).argmax(dim=1) for part in given.split(_CHUNK)])
+        columns[f"{name}: rank"] = found.places[name].last.numpy()
+        columns[f"{name}: first"] = [embedded.keys[i] for i in first.tolist()]
+    return columns
+
+
+def score(result: RetrievalResult, embeddings: Embeddings, labels: Tensor) -> tuple[Rows, Rows]:
     """Rows of the result: the model's, and those of chance. labels: bool [N, L]; class columns where there are any."""
-    result = retrieval(embeddings.audio, embeddings.image)
     rows: Rows = {
         "audio -> image": {**_columns(result.audio_to_image.recall), "median rank": result.audio_to_image.median_rank},
         "image -> audio": {**_columns(result.image_to_audio.recall), "median rank": result.image_to_audio.median_rank},

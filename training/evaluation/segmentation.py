@@ -12,7 +12,9 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -25,7 +27,9 @@ from training.evaluation.heads.avsbench import ANNOTATED, UNREADABLE, Decoded, V
 from training.evaluation.heads.fitting import Fit, HeadOptions, fit_head, make_head, standardise
 from training.evaluation.heads.left_out import LeftOut
 from training.evaluation.heads.seconds import per_second
-from training.evaluation.heads.segmentation_metrics import frame_scores, summarise
+from training.evaluation.heads.segmentation_metrics import FrameScores, frame_scores, summarise
+from training.evaluation.intervals import FEW_RESAMPLES, Interval, draws, spread
+from training.evaluation.keys import choose_names
 from training.evaluation.options import publish
 from training.evaluation.results import Result, Rows, run_folder
 from training.evaluation.row_cache import PIECE, cached_rows
@@ -111,15 +115,18 @@ class SegmentationConfig(HeadOptions):
         left_out = LeftOut()
         folder = Path(self.data)
         listed = read_videos(folder, left_out)
+        names, notes = choose_names([video.name for video in listed["test"]], self.keys)
+        listed["test"] = [video for video in listed["test"] if video.name in names]
         loaded = load_model(self.checkpoint, accelerator.device, precision=self.precision)
         out = self.result_file(accelerator, loaded.checkpoint, _result_path(loaded, folder))
         splits = {split: self._encode(loaded, accelerator, split, listed[split], left_out) for split in ANNOTATED}
-        fit, metrics = self._fit(loaded, splits)
+        fit, scores = self._fit(loaded, splits)
+        self.save(accelerator, *map(_predictions, splits["test"].videos, scores))
         baselines = trivial(splits["train"], splits["test"])
         if self.untrained:
             first = load_model(self.checkpoint, loaded.device, untrained=True, precision=self.precision)
             before = {split: self._encode(first, accelerator, split, listed[split], LeftOut()) for split in ANNOTATED}
-            baselines["untrained"] = self._fit(first, before)[1]
+            baselines["untrained"] = summarise(self._fit(first, before)[1])
         counts = ", ".join(f"{len(s.videos):,} {name}" for name, s in splits.items())
         result = Result(
             task="segmentation",
@@ -128,12 +135,14 @@ class SegmentationConfig(HeadOptions):
             checkpoint=str(loaded.checkpoint),
             step=loaded.step,
             pool=len(splits["test"].videos),
-            pool_rule="test videos, 5 frames each",
+            pool_rule="test videos, 5 frames each" + (f"; the names in {self.keys.name}" if self.keys else ""),
+            protocol_name="AVSBench S4 (mIoU, F); DeepAVFusion (mIoU+bg, F per frame); frozen encoders",
             protocol=_protocol(self, fit, counts),
-            metrics={"audio + image": metrics},
+            metrics={"audio + image": summarise(scores)},
             baselines=baselines,
             paper=_PAPER,
-            notes=("dataset_fingerprint is of file names and sizes", *left_out.notes()),
+            notes=("dataset_fingerprint is of file names and sizes", *left_out.notes(), *notes),
+            intervals={"audio + image": _intervals(scores)},
         )
         return publish(result, out, accelerator)
 
@@ -182,8 +191,8 @@ class SegmentationConfig(HeadOptions):
         facts = f"segmentation, masks of any brightness, {split} {loaded.fingerprint} {fingerprint(videos)}"
         return folder / hashlib.sha256(facts.encode()).hexdigest()[:32]
 
-    def _fit(self, loaded: LoadedModel, splits: dict[str, _Split]) -> tuple[Fit, dict[str, float | None]]:
-        """Trains a head on the training split; its scores on the test split."""
+    def _fit(self, loaded: LoadedModel, splits: dict[str, _Split]) -> tuple[Fit, list[FrameScores]]:
+        """Trains a head on the training split; its scores on the test split, an item a video."""
         train, val, test = splits["train"], splits["val"], splits["test"]
         sounds = standardise(*(split.audio for split in (train, test, val) if split.videos))
         train_sound, test_sound, device = sounds[0].flatten(0, 1), sounds[1], loaded.device
@@ -194,18 +203,40 @@ class SegmentationConfig(HeadOptions):
             logits = head(tokens[rows].float().to(device), train_sound[rows].to(device))
             return F.binary_cross_entropy_with_logits(logits, train.frame_masks(masks[rows]).float().to(device))
 
-        def score(split: _Split, sound: Tensor) -> dict[str, float | None]:
-            return summarise(
+        def score(split: _Split, sound: Tensor) -> list[FrameScores]:
+            return [
                 frame_scores(head(t.float().to(device), s.to(device)).sigmoid(), split.frame_masks(m).to(device))
                 for t, s, m in zip(split.tokens, sound, split.masks, strict=True)
-            )
+            ]
 
         def validate() -> float:
-            return score(val, sounds[2])["mIoU"] or 0.0
+            return summarise(score(val, sounds[2]))["mIoU"] or 0.0
 
         fit = fit_head(head, loss, len(tokens), options=self, validate=validate if val.videos else None)
         with torch.no_grad():
             return fit, score(test, test_sound)
+
+
+def _intervals(scores: list[FrameScores]) -> dict[str, Interval]:
+    """Intervals of `summarise`; the frames of a video are drawn together."""
+    videos = np.arange(len(scores))
+    return spread(
+        summarise(scores[i] for i in np.repeat(videos, drawn)) for drawn in draws(len(scores), resamples=FEW_RESAMPLES)
+    )
+
+
+def _predictions(video: Video, scores: FrameScores) -> dict[str, Any]:
+    """The table of --save-predictions for a video, a row a frame: its scores, and whether anything is to be found."""
+    count = len(scores.iou)
+    return {
+        "key": [video.name] * count,
+        "frame": list(range(count)),
+        "truth": ["empty" if empty else "foreground" for empty in scores.is_empty.tolist()],
+        "IoU": scores.iou.numpy(),
+        "background IoU": scores.background_iou.numpy(),
+        "F@0.5": scores.f_half.numpy(),
+        "best F": scores.f_best.numpy(),
+    }
 
 
 def encode_videos(loaded: LoadedModel, found: list[Decoded | str], frames: int) -> dict[str, Tensor]:
