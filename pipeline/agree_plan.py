@@ -102,6 +102,7 @@ def _asked(config: MakeShardsConfig) -> _Asked:
         shard_size=config.shard_size,
         frame_fit=config.frame_fit,
         frames=config.frames,
+        frame_times=config.frame_times,
         keep_audio=config.keep_audio,
         decoder=config.decoder,
         clip_seconds=config.clip_seconds,

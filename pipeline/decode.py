@@ -19,7 +19,7 @@ from pipeline.audio import check_samples, place
 from pipeline.clip_error import ClipError
 from pipeline.frame import FrameFit
 from pipeline.media_file import RawClip
-from pipeline.timeline import ClipRequest
+from pipeline.timeline import ClipRequest, FrameTimes
 
 Decoder = Literal["auto", "decord", "pyav"]
 
@@ -55,6 +55,7 @@ def decode_clip(
     decoder: Decoder,
     frame_fit: FrameFit,
     frames: int = 1,
+    frame_times: FrameTimes = "middles",
     picture: Path | None = None,
 ) -> DecodedClip:
     """Decodes one segment of a file.
@@ -66,7 +67,8 @@ def decode_clip(
         named_start: second of the original video at which the file begins, where its name says so.
         decoder: "pyav" or "decord"; "auto" takes PyAV, the faster one, and decord where PyAV cannot.
         frame_fit: "resize" squashes, "crop" takes the centre; see `frame.scaled_size`.
-        frames: more than 1 takes as many evenly spaced frames beside the middle one, at the middles of equal parts.
+        frames: more than 1 takes as many evenly spaced frames beside the middle one.
+        frame_times: these lie at the middles of equal parts, or at their starts.
         picture: the frame, where `path` is a sound alone (`decode_pair`).
 
     Raises:
@@ -75,7 +77,7 @@ def decode_clip(
     """
     if frames < 1:
         raise ValueError(f"frames must be at least 1, got {frames}")
-    request = ClipRequest(start=start, end=end, named_start=named_start, frames=frames)
+    request = ClipRequest(start=start, end=end, named_start=named_start, frames=frames, frame_times=frame_times)
     if picture is not None:
         return _clip(decode_pair.decode(path, picture, request=request, frame_fit=frame_fit), "pyav")
     if decoder != "auto":

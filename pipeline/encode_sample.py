@@ -55,6 +55,7 @@ class SampleOptions:
     decoder: Literal["auto", "decord", "pyav"] = "auto"
     frame_fit: Literal["resize", "crop"] = "resize"
     frames: int = 1
+    frame_times: Literal["middles", "starts"] = "middles"
     keep_audio: bool = False
     min_seconds: float = 0.0
     skip_silent: bool = False
@@ -97,6 +98,7 @@ def make_sample(path: Path, row: dict[str, Any], *, options: SampleOptions) -> E
             decoder=options.decoder,
             frame_fit=options.frame_fit,
             frames=options.frames,
+            frame_times=options.frame_times,
             picture=picture,
         )
         return encode_sample(row, clip, options=options)

@@ -97,6 +97,8 @@ class MakeShardsConfig:
     """resize squashes a frame to 224x224; crop scales its short side to 224 and takes the centre."""
     frames: int = 1
     """Frames kept of each clip; above 1, evenly spaced ones beside the middle one."""
+    frame_times: Literal["middles", "starts"] = "middles"
+    """Where these lie: at the middles of N equal parts of the clip, or at their starts, as CAV-MAE's ten frames."""
     keep_audio: bool = False
     """Also keep the waveform, as FLAC."""
     decoder: Literal["auto", "decord", "pyav"] = "auto"
@@ -132,6 +134,8 @@ class MakeShardsConfig:
                 raise UserError(f"raw folder {root} is no folder: give the folder that holds the downloads")
         if self.pairs and self.frames > 1:
             raise UserError(f"--pairs have one picture each, --frames {self.frames} wants more: leave --frames away")
+        if self.frame_times != "middles" and self.frames == 1:
+            raise UserError("--frame-times places the frames of --frames N: give --frames too, or leave it away")
         if self.pairs and self.decoder == "decord":
             raise UserError("--pairs are read with PyAV, decord reads videos: leave --decoder away")
         if self.split is not None and self.segments is None:
@@ -197,6 +201,7 @@ class MakeShardsConfig:
             decoder=self.decoder,
             frame_fit=self.frame_fit,
             frames=self.frames,
+            frame_times=self.frame_times,
             keep_audio=self.keep_audio,
             min_seconds=self.min_seconds,
             skip_silent=self.skip_silent,

@@ -87,6 +87,7 @@ def make_recipe(
     pairs: bool = False,
     min_seconds: float = 0.0,
     skip_silent: bool = False,
+    frame_times: str = "middles",
 ) -> dict[str, Any]:
     """Every choice that changes bytes: the options, and the constants of the format.
 
@@ -117,6 +118,7 @@ def make_recipe(
         **({"pairs": True} if pairs else {}),
         **({"min_seconds": min_seconds} if min_seconds else {}),
         **({"skip_silent": True} if skip_silent else {}),
+        **({} if frame_times == "middles" else {"frame_times": frame_times}),
     }
 
 
@@ -172,7 +174,7 @@ def check_recipe(plan: Plan, recipe: dict[str, Any], folder: Place) -> None:
 
 
 def _short(name: str, recipe: dict[str, Any]) -> str:
-    value = recipe.get(name, "stem" if name == "key" else None)
+    value = recipe.get(name, {"key": "stem", "frame_times": "middles"}.get(name))
     return value[:12] if isinstance(value, str) else "none" if value is None else str(value)
 
 

@@ -5,6 +5,7 @@ All times are seconds on the file's own timeline, 0 = the start of the container
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from pipeline.clip_error import ClipError
 from shards_spec.sample import CLIP_SECONDS
@@ -15,6 +16,8 @@ CUT_OFF = 0.5  # a file that ends so much before its header says was cut off
 WENT_BACK = 0.1  # packets of a stream that go back by more begin anew: FFmpeg's bound, as the next one
 LEAP = 10.0  # packets that are so much later than all before them begin anew, where clocks may be set anew
 HELD_BACK = 1.0  # so far from a jump a packet may stand behind it that belongs before it
+FrameTimes = Literal["middles", "starts"]  # of the equal parts of the segment
+_WITHIN: dict[FrameTimes, float] = {"middles": 0.5, "starts": 0.0}  # a part
 FRAME_TOLERANCE = 1e-4  # a frame this much after a wanted time counts as at it: timestamps are rounded
 
 
@@ -26,6 +29,7 @@ class ClipRequest:
     end: float | None
     named_start: float | None  # the start that the file's name states
     frames: int  # evenly spaced frames beside the middle one, where more than 1
+    frame_times: FrameTimes = "middles"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +39,13 @@ class Segment:
     begin: float
     end: float
     frames: int
+    frame_times: FrameTimes = "middles"
 
     @property
     def targets(self) -> list[float]:
         """Times of the frames to take: the middle, then `frames` evenly spaced ones where that is more than 1."""
-        span = self.end - self.begin
-        extra = [self.begin + (i + 0.5) / self.frames * span for i in range(self.frames)] if self.frames > 1 else []
+        span, within = self.end - self.begin, _WITHIN[self.frame_times]
+        extra = [self.begin + (i + within) / self.frames * span for i in range(self.frames)] if self.frames > 1 else []
         return [self.begin + span / 2, *extra]
 
 
@@ -56,7 +61,9 @@ def locate(request: ClipRequest, duration: float) -> Segment:
     begin, length = _begin(request, duration)
     if begin >= duration:
         raise ClipError("too_short", f"the segment begins at {begin:.3f} s of the file, which lasts {duration:.3f} s")
-    return Segment(begin=begin, end=min(begin + length, duration), frames=request.frames)
+    return Segment(
+        begin=begin, end=min(begin + length, duration), frames=request.frames, frame_times=request.frame_times
+    )
 
 
 def reaches(request: ClipRequest, duration: float) -> bool:

@@ -199,6 +199,16 @@ def test_keyframes_do_not_matter(tmp_path: Path, keyframe_seconds: float) -> Non
     assert clip.extra_frame_times == pytest.approx([1, 3, 5, 7, 9])
 
 
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+@pytest.mark.parametrize("late", [0, 3])
+def test_frames_at_the_starts_of_equal_parts(tmp_path: Path, decoder: str, late: int) -> None:
+    """CAV-MAE's ten frames, at i / 10; where a file's pictures begin late, the first one stands for the start."""
+    path = make_clip(tmp_path / "a.mp4", 10, timestamps=[(i + late) / FPS for i in range(10 * FPS)])
+    clip = decode(path, decoder, frames=10, frame_times="starts")
+    assert [number_of(f) for f in clip.extra_frames] == [0, *range(FPS - late, 10 * FPS - late, FPS)]
+    assert decode(path, decoder).frame_time == clip.frame_time  # the middle one stays where it is
+
+
 @pytest.mark.parametrize(
     ("matrix", "expected"),
     [("bt709", (213, 73, 27)), ("smpte170m", (200, 61, 30)), ("bt2020nc", (205, 64, 26)), ("YCgCo", (200, 61, 30))],

@@ -29,6 +29,14 @@ def test_another_recipe_is_refused_and_named(tmp_path: Path, raw: Path) -> None:
         make(raw, tmp_path / "out", segments=write_csv(tmp_path / "a.csv", [1]))
 
 
+def test_where_frames_lie_is_part_of_the_recipe_where_it_is_told(tmp_path: Path, raw: Path) -> None:
+    assert "frame_times" not in make(raw, tmp_path / "out", frames=2).recipe  # datasets of before go on
+    with pytest.raises(UserError, match="--frame-times was middles, now starts"):
+        make(raw, tmp_path / "out", frames=2, frame_times="starts")
+    with pytest.raises(UserError, match="--frame-times places the frames of --frames N"):
+        MakeShardsConfig(raw=(raw,), out=tmp_path / "other", frame_times="starts").check()
+
+
 def test_a_grown_csv_adds_shards(tmp_path: Path, raw: Path) -> None:
     csv, out = tmp_path / "a.csv", tmp_path / "out"
     before = make(raw, out, segments=write_csv(csv, [1, 3, 5, 7, 9]))

@@ -192,6 +192,25 @@ def test_results_are_shown_beside_baselines_and_the_paper(run, dataset):
     assert rows["CrossMAE ViT-B, Flickr-SoundNet, audio → image in the paper"][:3] == ["16.8", "45.2", "64.0"]
 
 
+def test_best_and_worst_classes_confusions_and_intervals_are_shown(run):
+    (run / "evaluation").mkdir()
+    classes = {f"class {i:02d}": {"count": 7, "AP": 99.0 - i} for i in range(30)}
+    result = {
+        "task": "t",
+        "protocol_name": "top-1",
+        "metrics": {"audio": {"top-1": 12.5}},
+        "classes": {"audio": classes},
+    }
+    result |= {"intervals": {"audio": {"top-1": [10.04, 15]}}}
+    result |= {"confusion": {"audio": {"cat": {"cat": 9, "dog": 5, "cow": 1}, "dog": {"cat": 3}}}}
+    (run / "evaluation" / "t.json").write_text(json.dumps(result))
+    found = built(run, "--samples=0")
+    for shown in (["class 00", "7", "99.0"], ["class 09", "7", "90.0"], ["class 20", "7", "79.0"], ["cat", "dog", "5"]):
+        assert shown in found.rows, shown
+    assert "class 15" not in found.text and ["cat", "cat", "9"] not in found.rows
+    assert "best of 30" in found.text and "worst of 30" in found.text and "top-1 10.0 to 15.0" in found.text
+
+
 def test_results_of_any_form_are_shown(run):
     (run / "evaluation").mkdir()
     odd = {
@@ -199,6 +218,9 @@ def test_results_of_any_form_are_shown(run):
         "metrics": {"mAP": 12.5, "deep": {"er": {"x": 3}}},
         "paper": None,
         "baselines": {"b": {"mAP": None}},
+        "classes": {"x": 3, "y": {"z": 1, "w": {"count": 1}}},
+        "confusion": [],
+        "intervals": {"x": {"y": [1], "z": 2}, "w": None},
     }
     (run / "evaluation" / "odd.json").write_text(json.dumps(odd))
     (run / "evaluation" / "broken.json").write_text("{")

@@ -1,8 +1,9 @@
 """The result tables of a report: what evaluate.py wrote for one run or several -> a table for each task and dataset.
 
 A result is JSON: {"task", "data", "dataset_fingerprint", "step", "pool", "metrics": {row: {column: number}},
-"baselines": {row: {...}}, "paper": {row: {...}}, "protocol", "notes": [...]}. Whatever is there is shown: numbers may
-nest deeper or stand alone, and what is missing is a dash.
+"baselines": {row: {...}}, "paper": {row: {...}}, "protocol_name", "protocol", "notes": [...], "intervals": {row:
+{column: [low, high]}}, "classes": {row: {class: {column: number}}}, "confusion": {row: {class: {said: samples}}}}.
+Whatever is there is shown: numbers may nest deeper or stand alone, and what is missing is a dash.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from html import escape
 from pathlib import PurePosixPath
 from typing import Any
 
+from tools.pages.classes import classes_of
 from tools.pages.tables import Better, flatten, results_table
 from tools.pages.web_page import section, text
 
@@ -48,6 +50,7 @@ def _table(names: Sequence[str], found: Sequence[tuple[int, Result]], steps: Seq
     better: dict[str, Better] = {c: "lower" if c.lower().startswith(_LOWER) else "higher" for c in columns}
     title = f"{_arrows(str(first.get('task', 'result'))).capitalize()} on {_folder(first) or 'a dataset'}"
     notes = [
+        str(first.get("protocol_name") or ""),
         f"{first['pool']:,} samples" if isinstance(first.get("pool"), int) else "",
         str(first.get("pool_rule") or ""),
     ]
@@ -56,7 +59,23 @@ def _table(names: Sequence[str], found: Sequence[tuple[int, Result]], steps: Seq
     below = f"<details><summary>Protocol</summary>{details}</details>" if details else ""
     note = ", ".join(escape(note) for note in notes if note)
     table = results_table(rows, better=better if len(names) > 1 else {})
+    below = "".join(_intervals(result) + classes_of(result) for _, result in found) + below
     return f'<div class="result"><h3>{text(title)}</h3><p class="note">{note}</p>{table}{below}</div>'
+
+
+def _intervals(result: Result) -> str:
+    """What the bootstrap says of the numbers, folded."""
+    lines = [
+        f"<p>{text(_arrows(str(row)))}: {text(', '.join(said))}</p>"
+        for row, columns in _mapping(result.get("intervals")).items()
+        if (said := [f"{c} {ends[0]:.1f} to {ends[1]:.1f}" for c, ends in _mapping(columns).items() if _is_pair(ends)])
+    ]
+    title = "95% of resamples of the samples"
+    return f"<details><summary>{title}</summary>{''.join(lines)}</details>" if lines else ""
+
+
+def _is_pair(ends: Any) -> bool:
+    return isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends)
 
 
 def _measured(
@@ -99,6 +118,10 @@ def _by_row(values: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, value in values.items():
         if isinstance(value, Mapping) and (flat := flatten(value)):
             yield _arrows(str(name)), flat
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _arrows(name: str) -> str:

@@ -132,5 +132,5 @@ def tables_of(found: Mapping[str, Scored]) -> dict[str, Any]:
 
 def score_columns(keys: Sequence[str], scores: Scores, is_positive: Targets, names: Sequence[str]) -> dict[str, Any]:
     """The table of --save-predictions: key, truth (classes, joined by ;), and a column of scores for each class."""
-    truth = [joined([names[c] for c in np.flatnonzero(row)]) for row in is_positive]
+    truth = [joined([names[c] for c in np.flatnonzero(row).tolist()]) for row in is_positive]
     return {"key": list(keys), "truth": truth} | {f"score of {name}": scores[:, c] for c, name in enumerate(names)}

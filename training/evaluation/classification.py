@@ -136,9 +136,8 @@ class ClassificationConfig(EvaluationOptions):
         is_positive = labels.matrix(chosen.numbers).astype(bool)
         row = ROWS[loaded.inputs]
         found = scored(loaded.task, scores.numpy(), is_positive, class_names(index.classes))
-        frames = 1 if reader is None else reader.count
         averaged = f"mean of the weights after {loaded.averaged} steps" if loaded.averaged else "last weights"
-        views = f"probabilities averaged over {frames} frames" if frames > 1 else "one frame"
+        views = "one frame" if reader is None else f"probabilities averaged over {reader.count} frames {reader.times}"
         return Result(
             task="classification",
             data=", ".join(map(str, index.folders)),

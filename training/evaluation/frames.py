@@ -22,7 +22,7 @@ _FIELDS = ("offset", "length", "crc32")
 
 
 class FrameReader:
-    """Reads all frames of samples. `count` is F, 0 where a dataset stores the middle one alone."""
+    """Reads all frames of samples. `count` is F, 0 where a dataset stores the middle one alone; `times` says where."""
 
     def __init__(self, index: DatasetIndex) -> None:
         """
@@ -33,6 +33,8 @@ class FrameReader:
         self._shard = -1
         self._places: list[dict[str, Any]] = []
         self.count = min(self._frames_of(shard) for shard in self._first_shards())
+        times = {dataset.recipe.get("frame_times", "middles") for dataset in index.datasets}
+        self.times = f"at the {' or '.join(sorted(times))} of equal parts"  # as make-shards --frame-times says
 
     def read(self, numbers: Numbers) -> npt.NDArray[np.uint8]:
         """The frames of samples, uint8 [B, F, S, S, 3], in their order in time.
