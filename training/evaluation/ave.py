@@ -97,7 +97,6 @@ class AveConfig(HeadOptions):
         names = [*classes, BACKGROUND]
         kinds = {name: logits.argmax(dim=2) for name, logits in said.items()}
         keys = sample_keys(session.index, np.array([number for _, number in found["test"]], np.int64))
-        self.save(session.accelerator, _predictions(keys, said["audio + image"], test, names))
         majority = splits["train"].labels.flatten().bincount(minlength=len(classes) + 1).argmax()
         baselines: Rows = {"majority class": {"accuracy": segment_accuracy(majority.expand_as(test), test)}}
         if self.untrained:
@@ -107,7 +106,7 @@ class AveConfig(HeadOptions):
                 f"untrained, {name}": {"accuracy": segment_accuracy(logits.argmax(dim=2), test)}
                 for name, logits in before.items()
             }
-        return session.finish(
+        result = session.finish(
             pool=len(test),
             pool_rule=f"clips of testSet.txt, {SECONDS} segments each" + (f"; {chosen.rule}" if self.keys else ""),
             protocol_name="AVE, supervised segment accuracy; frozen encoders",
@@ -123,6 +122,8 @@ class AveConfig(HeadOptions):
             classes={name: recalls(*_numbers(test, given), names) for name, given in kinds.items()},
             confusion={name: confusion(*_numbers(test, given), names) for name, given in kinds.items()},
         )
+        self.save(session.accelerator, _predictions(keys, said["audio + image"], test, names))
+        return result
 
     def _features(
         self, session: Session, loaded: LoadedModel, frames: FrameReader, numbers: Numbers

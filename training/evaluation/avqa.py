@@ -174,7 +174,6 @@ class AvqaConfig(HeadOptions):
         fits, said = self._score(session, splits, vocabulary, tuple(_KINDS))
         test = splits["test"]
         rows: Rows = {name: accuracies(given == test.answers, test.questions) for name, given in said.items()}
-        self.save(session.accelerator, _predictions(test.questions, said, vocabulary))
         baselines: Rows = {
             "most frequent answer": _most_frequent(splits),
             "question only": rows.pop("question only"),
@@ -188,7 +187,7 @@ class AvqaConfig(HeadOptions):
         notes = list(left_out.notes())
         if unknown:
             notes.append(f"{unknown:,} test questions have an answer that no training question has: counted as wrong")
-        return session.finish(
+        result = session.finish(
             pool=len(questions["test"]),
             pool_rule="questions of avqa-test.json" + (f"; {chosen.rule}" if self.keys else ""),
             protocol_name="MUSIC-AVQA accuracy; frozen encoders",
@@ -199,6 +198,8 @@ class AvqaConfig(HeadOptions):
             notes=(*notes, *chosen.notes),
             intervals={row: _intervals(said[row] == test.answers, test.questions) for row in rows},
         )
+        self.save(session.accelerator, _predictions(test.questions, said, vocabulary))
+        return result
 
     def _splits(
         self,

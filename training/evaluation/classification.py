@@ -86,8 +86,9 @@ class ClassificationConfig(EvaluationOptions):
         result = self._result(loaded, index, labels, chosen, scores, frames)
         truth = labels.matrix(chosen.numbers).astype(bool)
         names = class_names(index.classes)
+        publish(result, out, accelerator)
         self.save(accelerator, score_columns(sample_keys(index, chosen.numbers), scores.numpy(), truth, names))
-        return publish(result, out, accelerator)
+        return result
 
     def predict(
         self,

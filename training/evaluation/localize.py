@@ -120,7 +120,6 @@ class LocalizationConfig(EvaluationOptions):
             metrics_rows |= {f"SLAVC, {name}": row for name, row in slavc.rows(detections, areas).items()}
             intervals["SLAVC, all"] = slavc.intervals(detections)
             tables.append(pair_table(session.index, pairs, detections))
-        self.save(session.accelerator, *tables)
         result = session.finish(
             pool=len(annotated.numbers),
             pool_rule="those with boxes" + (f" among {chosen.rule}" if self.keys else ""),
@@ -132,6 +131,7 @@ class LocalizationConfig(EvaluationOptions):
             notes=(*self._notes(annotated), *_pair_notes(pairs), *left_out.notes(), *chosen.notes),
             intervals=intervals,
         )
+        self.save(session.accelerator, *tables)
         if session.is_main:
             self._write_samples(session, annotated, own_scores)
             self._draw(session, annotated, own)
@@ -157,12 +157,12 @@ class LocalizationConfig(EvaluationOptions):
             silent = session.embed(annotated.unboxed, loaded=loaded, pool=self.features).audio
             found = self._maps(session, loaded, annotated.unboxed, {"own": silent}, None)
             unheard = confidences(found["own"])
-        found = of_means(own.parts())
+        ends = of_means(own.parts())
         if unheard is not None:
             detections = beside_negatives(own, unheard)
             rows["model"] |= detection_row(detections)
-            found |= detection_intervals(detections, together=self.negatives == "other-sound")
-        return maps["own"], rows, {"model": found}
+            ends |= detection_intervals(detections, together=self.negatives == "other-sound")
+        return maps["own"], rows, {"model": ends}
 
     def _baselines(self, session: Session, annotated: Annotated, partners: list[int] | None, rows: Rows) -> Rows:
         baselines: Rows = {}

@@ -195,8 +195,7 @@ class ProbeConfig(EvaluationOptions):
             {"features": [_ROWS[kind]] * len(keys)} | score_columns(keys, result.scores.numpy(), eval_y, names)
             for kind, result in probed.items()
         ]
-        self.save(session.accelerator, *tables)
-        return session_of_eval.finish(
+        told = session_of_eval.finish(
             pool=len(chosen.numbers),
             pool_rule=f"{chosen.rule} of --eval-data",
             protocol_name=f"linear probe, {task}",
@@ -210,6 +209,8 @@ class ProbeConfig(EvaluationOptions):
             notes=(*(notes_on_classes(eval_y) if task == "multilabel" else ()), *chosen.notes),
             **tables_of(found),
         )
+        self.save(session.accelerator, *tables)
+        return told
 
     def _labels(self, index: DatasetIndex, eval_index: DatasetIndex) -> tuple[Labels, Labels]:
         if index.classes != eval_index.classes:

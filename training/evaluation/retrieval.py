@@ -228,7 +228,6 @@ class RetrievalConfig(EvaluationOptions):
             f"{name}, ties as CAV-MAE counts them": {**_columns(one.recall), "median rank": one.median_rank}
             for name, one in found.ties.items()
         }
-        self.save(session.accelerator, _predictions(embedded, found))
         if self.untrained:
             untrained = session.embed(numbers, loaded=session.untrained(), pool=self.features)
             before = retrieval(untrained.audio, untrained.image)
@@ -238,7 +237,7 @@ class RetrievalConfig(EvaluationOptions):
         notes += [*_notes_on_ties(found), *chosen.notes]
         if labels.any() and unlabelled:
             notes.append(f"class R@K: {unlabelled:,} samples without a label are left out")
-        return session.finish(
+        result = session.finish(
             pool=len(numbers),
             pool_rule=rule,
             protocol_name=f"retrieval, R@K among {len(numbers):,}, ties are misses",
@@ -252,6 +251,8 @@ class RetrievalConfig(EvaluationOptions):
                 for name, places in found.places.items()
             },
         )
+        self.save(session.accelerator, _predictions(embedded, found))
+        return result
 
 
 def _notes_on_ties(found: RetrievalResult) -> Iterator[str]:

@@ -121,7 +121,6 @@ class SegmentationConfig(HeadOptions):
         out = self.result_file(accelerator, loaded.checkpoint, _result_path(loaded, folder))
         splits = {split: self._encode(loaded, accelerator, split, listed[split], left_out) for split in ANNOTATED}
         fit, scores = self._fit(loaded, splits)
-        self.save(accelerator, *map(_predictions, splits["test"].videos, scores))
         baselines = trivial(splits["train"], splits["test"])
         if self.untrained:
             first = load_model(self.checkpoint, loaded.device, untrained=True, precision=self.precision)
@@ -144,7 +143,9 @@ class SegmentationConfig(HeadOptions):
             notes=("dataset_fingerprint is of file names and sizes", *left_out.notes(), *notes),
             intervals={"audio + image": _intervals(scores)},
         )
-        return publish(result, out, accelerator)
+        publish(result, out, accelerator)
+        self.save(accelerator, *map(_predictions, splits["test"].videos, scores))
+        return result
 
     def _encode(
         self, loaded: LoadedModel, accelerator: Accelerator, split: str, videos: list[Video], left_out: LeftOut
