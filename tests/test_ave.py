@@ -1,5 +1,6 @@
 """AVE: its lists, seconds of a clip, segment accuracy, and the command on clips whose events are easy to tell."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -205,8 +206,17 @@ def test_a_hidden_layer_and_the_middle_frame_alone(made, tmp_path):
     present = {event.ytid: clip(event, generator) for event in events}  # keys as of files named by their video
     write_samples(tmp_path / "clips", present)
     arguments = [f"--data={tmp_path / 'clips'}", f"--annotations={folder}", f"--checkpoint={run}", "--workers=0"]
-    evaluate(["ave", *arguments, "--hidden=16", "--epochs=3", f"--out={tmp_path / 'ave.json'}"])
+    tested = [event.ytid for event in read_lists(folder, LeftOut())["test"] if event.ytid in present]
+    (tmp_path / "keys.txt").write_text("\n".join(tested[:2]))
+    told = [f"--keys={tmp_path / 'keys.txt'}", f"--save-predictions={tmp_path / 'ave.csv'}"]
+    evaluate(["ave", *arguments, *told, "--hidden=16", "--epochs=3", f"--out={tmp_path / 'ave.json'}"])
     result = json.loads((tmp_path / "ave.json").read_text())
+    with (tmp_path / "ave.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert result["pool"] == 2 and [row["key"] for row in rows] == [ytid for ytid in tested[:2] for _ in range(10)]
+    right = [row["truth"] == row["prediction"] for row in rows]
+    assert result["metrics"]["audio + image"]["accuracy"] == pytest.approx(100 * np.mean(right))
+    assert sum(row["count"] for row in result["classes"]["audio"].values()) == 20
     assert "MLP of 16" in result["protocol"] and "middle frame in all seconds" in result["protocol"]
 
 

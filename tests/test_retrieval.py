@@ -245,7 +245,14 @@ def test_the_command_writes_what_it_prints(index, tmp_path, capsys):
     for row in [*result["metrics"].values(), *result["baselines"].values()]:
         assert all(f"{value:.2f}" in printed for value in row.values())
     assert "the pools differ" in printed
-    main(["retrieval", f"--data={index.folders[0]}", f"--checkpoint={run}", "--workers=0", "--pool=per-class:1"])
+    common = ["retrieval", f"--data={index.folders[0]}", f"--checkpoint={run}", "--workers=0", "--pool=per-class:1"]
+    main([*common, f"--save-predictions={tmp_path / 'each.csv'}"])
+    saved = (tmp_path / "each.csv").read_text().splitlines()
+    first = json.loads((run / "evaluation" / "retrieval-d.json").read_text())
+    assert saved[0] == '"key","truth","similarity",' + ",".join(
+        f'"{way}: {what}"' for way in (AUDIO_TO_IMAGE, IMAGE_TO_AUDIO) for what in ("rank", "first")
+    )
+    assert len(saved) == 1 + first["pool"]
     assert "a class by first label" in capsys.readouterr().out
 
 
