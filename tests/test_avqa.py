@@ -1,5 +1,6 @@
 """MUSIC-AVQA: its questions, accuracy by type, and the command on videos whose answers are easy to tell."""
 
+import csv
 import json
 
 import numpy as np
@@ -153,8 +154,13 @@ def run_avqa(made, *more):
     return json.loads((run / "evaluation" / "avqa-videos.json").read_text())
 
 
-def test_the_command_learns_easy_answers(made):
-    result = run_avqa(made)
+def test_the_command_learns_easy_answers(made, tmp_path):
+    saved = tmp_path / "answers.csv"
+    result = run_avqa(made, f"--save-predictions={saved}")
+    with saved.open() as file:
+        rows = list(csv.DictReader(file))
+    right = [row["question + audio + image"] == row["truth"] for row in rows]
+    assert result["metrics"]["question + audio + image"]["accuracy"] == pytest.approx(100 * np.mean(right))
     assert result["pool"] == 15 and result["task"] == "avqa"
     assert list(result["baselines"]) == ["most frequent answer", "question only"]
     assert list(result["metrics"]) == ["question + audio + image", "question + audio", "question + image"]

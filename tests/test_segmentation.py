@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from sklearn.metrics import fbeta_score, jaccard_score
 
 from shards_spec.errors import UserError
@@ -214,7 +215,7 @@ def run(tmp_path_factory):
     return make_checkpoint(tmp_path_factory.mktemp("segmentation") / "run")
 
 
-def test_the_command_learns_to_find_a_square(single_source, run, capsys):
+def test_the_command_learns_to_find_a_square(single_source, run, tmp_path, capsys):
     result = run_segmentation(single_source, run)
     assert "mean training mask" in capsys.readouterr().out
     assert result["task"] == "segmentation" and result["pool"] == 4 and result["step"] == 7
@@ -226,8 +227,13 @@ def test_the_command_learns_to_find_a_square(single_source, run, capsys):
     assert all(ours[column] > max(row[column] for row in trivial.values()) + 10 for column in ours)
     assert trivial["all foreground"]["mIoU"] == pytest.approx(mean_area(single_source), abs=1e-6)
     assert result["paper"]["CrossMAE, fine-tuned"] == {"mIoU": 81.86}
-    again = run_segmentation(single_source, run, "--cache-features=none")
+    saved = tmp_path / "frames.parquet"
+    again = run_segmentation(single_source, run, "--cache-features=none", f"--save-predictions={saved}")
     assert again["metrics"] == result["metrics"]
+    frames = parquet.read_table(saved).to_pydict()
+    assert len(frames["key"]) == 20 and 100 * np.mean(frames["IoU"]) == pytest.approx(ours["mIoU"])
+    low, high = result["intervals"]["audio + image"]["mIoU"]
+    assert low <= ours["mIoU"] <= high
 
 
 def mean_area(folder):
