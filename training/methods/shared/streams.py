@@ -6,6 +6,7 @@ of what a run is: they never change, and none is given twice.
 
 # Masks
 IMAGE_MASK, AUDIO_MASK, AUDIO_TIME, AUDIO_FREQUENCY, IMAGE_ATTENTIVE, AUDIO_ATTENTIVE = range(6)
+IMAGE_SECOND_VIEW, AUDIO_SECOND_VIEW = range(20, 22)  # MAViL's, for its intra-modal contrast
 # Augmentation of the sound, and mixup
 IS_MIXED, PARTNER, MIXED_SHARE, SPEC_BANDS, SPEC_ROWS, NOISE, LOUDNESS, SHIFT = range(100, 108)
 # Augmentation of frames and waveforms
