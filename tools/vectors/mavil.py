@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.fbank import fbank
 from tools.vectors.file import Vectors
-from training.methods.mavil.classifier import MAViLClassifier
+from training.methods.mavil.classifier import Head, MAViLClassifier
 from training.methods.mavil.config import FusionConfig, MAViLConfig
 from training.methods.mavil.encoder import video_input, video_positions, with_cls
 from training.methods.mavil.model import MAViL
@@ -23,8 +23,8 @@ _POSITIONS_2D = re.compile(r"outputs/positions_2d_grid_(\d+)x(\d+)")
 _POSITIONS_3D = re.compile(r"outputs/positions_3d_times_(\d+)_grid_(\d+)x(\d+)")
 _MEAN, _STD = -4.268, 4.569  # of AudioSet (Table 9)
 
-# Where a mel band holds next to nothing, the logarithm makes 0.001 and more of float32's round-off, out of values to 16;
-# float16, as shards store an fbank, leaves 0.004.
+# An fbank is compared as shards store it: float16 rounds values up to 16 by as much as 0.004, and float32's round-off
+# adds to that where a mel band holds next to nothing.
 _ROWS = ("fbank_rows", "fbank_rows_own_statistics", "fbank_rows_dataset_statistics")
 TOLERANCES = {f"outputs/{name}": 5e-4 for name in _ROWS}
 
@@ -95,7 +95,9 @@ def _finetuned(vectors: Vectors, config: MAViLConfig, grids: Grids, fbanks: Tens
     classifier = MAViLClassifier(deeper, inputs=("joint",), classes=len(own["head_av.weight"]), grids=grids)
     classifier.load_state_dict(state)
     classifier.to(vectors.dtype)
-    normed = classifier.heads["joint"].norm(classifier.pool(video, fbanks))
+    head = classifier.heads["joint"]
+    assert isinstance(head, Head)
+    normed = head.norm(classifier.pool(video, fbanks))
     return {"finetuned_pooled": normed.unsqueeze(1), "finetuned_logits": classifier(video, fbanks)}
 
 

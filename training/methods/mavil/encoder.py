@@ -81,6 +81,7 @@ def video_encoder(config: MAViLConfig, grid: tuple[int, int]) -> Encoder:
 
 def video_input(video: Tensor, tube: int) -> Tensor:
     """Frames [B, F, 3, H, W] as the video's encoder takes them: [B, 3, F, H, W], or the one still [B, 3, H, W]."""
+    assert video.shape[1] % tube == 0 and (tube > 1 or video.shape[1] == 1), video.shape
     return video[:, 0] if tube == 1 else video.transpose(1, 2)
 
 

@@ -59,7 +59,6 @@ class MAViL(Model):
         self.config, self.grids = config, grids
         # B.1: "randomly sample a starting point and extracted the consecutive 4 seconds of the video"
         self.reads = Reads(frames=config.frames, choose="middle" if config.frames == 1 else "window")
-        self.has_contrast = config.contrast.inter_weight > 0 or config.contrast.intra_weight > 0
         self.audio_encoder = audio_encoder(config, grids.audio)
         self.video_encoder = video_encoder(config, grids.image)
         self.fusion = make_fusion(config)
@@ -67,11 +66,16 @@ class MAViL(Model):
         is_student = config.target.source != "raw"
         self.teacher = Teacher(config, self.audio_encoder, self.video_encoder, self.fusion) if is_student else None
 
+    @property
+    def has_contrast(self) -> bool:
+        """Whether there is a contrastive loss."""
+        return self.config.contrast.inter_weight > 0 or self.config.contrast.intra_weight > 0
+
     def forward(self, inputs: Inputs, cached: dict[str, CachedLoss] | None = None) -> Output:
         """The loss of B samples: eq. 4, or eq. 6 with a teacher."""
         views = self.views(inputs.seeds)
         seen = self.see(inputs.image, inputs.fbank, views)
-        predicted = self.decode(*self.fusion(seen.audio, seen.video), views)
+        predicted = self.decode(self.fusion(seen.audio, seen.video), views)
         parts = self.reconstruct(predicted, inputs, views)
         loss = torch.stack(list(parts.values())).sum()
         for name, features in self.compared(seen).items():
@@ -117,8 +121,9 @@ class MAViL(Model):
             second_video=self.video_encoder(visual, views.video[1]) if with_second else None,
         )
 
-    def decode(self, audio: Tensor, video: Tensor, views: Views) -> tuple[Tensor, Tensor]:
+    def decode(self, fused: tuple[Tensor, Tensor], views: Views) -> tuple[Tensor, Tensor]:
         """What the decoders say of all tokens, from the fused sequences: [B, 512, values] and [B, 784, values]."""
+        audio, video = fused
         return self.audio_decoder(audio, views.audio[0]), self.video_decoder(video, views.video[0])
 
     def reconstruct(self, predicted: tuple[Tensor, Tensor], inputs: Inputs, views: Views) -> dict[str, Tensor]:
@@ -199,8 +204,15 @@ class MAViL(Model):
                 part = {name.removeprefix(f"{own}."): state[name] for name in state if name.startswith(f"{own}.")}
                 getattr(self, own).load_state_dict(part)
 
-    def encode(self, *, image: Tensor | None = None, fbank: Tensor | None = None) -> Encoded:
-        """Features of all tokens: of each modality by its encoder, and of both by the fusion.
+    def pretend_ready(self) -> None:
+        """A teacher of no weights is asked as if it had been given some."""
+        if self.teacher is not None:
+            self.teacher.is_ready = True
+
+    def encode(
+        self, *, image: Tensor | None = None, fbank: Tensor | None = None, valid_frames: Tensor | None = None
+    ) -> Encoded:
+        """Features of all tokens, padding too: of each modality by its encoder, and of both by the fusion.
 
         The joint pooled features are the means of both parts side by side, sound first: [B, 2 D].
         """
@@ -232,7 +244,7 @@ class MAViL(Model):
             return {}
         views = self.views(inputs.seeds)
         seen = self.see(inputs.image, inputs.fbank, views)
-        predicted = self.decode(*self.fusion(seen.audio, seen.video), views)
+        predicted = self.decode(self.fusion(seen.audio, seen.video), views)
         audio, tubes = (
             self._in_units(said, patches)
             for said, patches in zip(predicted, self._patches(inputs.image, inputs.fbank), strict=True)
