@@ -12,6 +12,7 @@ from training.methods.interface import CachedLoss
 from training.methods.mavil import MAViLConfig
 from training.methods.mavil import config as c
 from training.methods.mavil.classifier import MAViLClassifier
+from training.methods.mavil.encoder import TubeProjection
 from training.methods.mavil.losses import contrast
 from training.methods.mavil.masking import finetune_audio_mask, finetune_video_mask
 from training.methods.mavil.patches import patches_by_frame, patchify_video
@@ -343,6 +344,12 @@ def test_a_teacher_of_another_size_is_refused_and_nothing_is_taken():
 
 
 # Features, pictures, fine-tuning
+
+
+def test_tubes_are_projected_as_by_a_convolution():
+    projection, video = TubeProjection(3, 8, (2, 16, 16), (2, 16, 16)).double(), batch().image.transpose(1, 2).double()
+    expected = F.conv3d(video, projection.weight, projection.bias, stride=(2, 16, 16))
+    assert torch.allclose(projection(video), expected)
 
 
 def test_features_of_one_modality_do_not_see_the_other():

@@ -4,6 +4,7 @@ B samples, N tokens, V of them visible, D width; a sequence has [CLS] first.
 """
 
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -12,6 +13,20 @@ from training.methods.shared.blocks import LayerNorm, init_linears, run_blocks, 
 from training.methods.shared.encoder import cls_attention
 from training.methods.shared.masking import Mask
 from training.methods.shared.patches import IMAGE_CHANNELS, PATCH, sincos_positions
+
+
+class TubeProjection(nn.Conv3d):
+    """A convolution whose kernel is its stride, taken as the matrix product that it is.
+
+    cuDNN's own in bf16 is wrong, slow or hungry in several releases (pytorch issues 163539, 166643, 174051).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (Conv3d's name)
+        """[B, C, F, H, W] -> [B, D, F / t, H / y, W / x] of kernels [D, C, t, y, x]."""
+        _, _, t, y, x = self.weight.shape
+        cut = input.unflatten(4, (-1, x)).unflatten(3, (-1, y)).unflatten(2, (-1, t))  # [B, C, T, t, Y, y, X, x]
+        tubes = cut.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
+        return F.linear(tubes, self.weight.flatten(1), self.bias).movedim(-1, 1)
 
 
 class Encoder(nn.Module):
@@ -74,8 +89,9 @@ def audio_encoder(config: MAViLConfig, grid: tuple[int, int]) -> Encoder:
 def video_encoder(config: MAViLConfig, grid: tuple[int, int]) -> Encoder:
     """The encoder of `video_input`, each frame of whose tokens lies on `grid`: token t * 196 + y * 14 + x."""
     dim, tube = config.encoder.dim, (config.tube, PATCH, PATCH)
-    still = config.tube == 1
-    projection = nn.Conv2d(IMAGE_CHANNELS, dim, PATCH, PATCH) if still else nn.Conv3d(IMAGE_CHANNELS, dim, tube, tube)
+    projection: nn.Conv2d | nn.Conv3d = TubeProjection(IMAGE_CHANNELS, dim, tube, tube)
+    if config.tube == 1:
+        projection = nn.Conv2d(IMAGE_CHANNELS, dim, PATCH, PATCH)
     return Encoder(config, projection, video_positions(dim, config.slots, grid, config.positions))
 
 
