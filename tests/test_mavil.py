@@ -53,6 +53,19 @@ def test_views_are_functions_of_the_seed_alone(second):
         assert common == (0 if second == "disjoint" else pytest.approx(0.04, abs=0.005))  # 20% of 20%
 
 
+def test_structured_masks_hide_whole_times_and_twice_the_share_of_places():
+    """At 0.8 of 64 x 8: 22 times and 6 bands, so 84 are left and 18 more are shown; of 4 x 196: a slot, 136 places."""
+    model, _ = on_meta(mask=c.MaskConfig(audio_strategy="structured", video_strategy="structured"))
+    views = model.views(torch.arange(5))
+    for (first, second), kept in ((views.audio, 102), (views.video, 156)):
+        assert first.visible.shape == second.visible.shape == (5, kept)
+        assert not torch.equal(first.visible, second.visible)
+    shown = (~views.audio[0].is_masked).unflatten(1, (64, 8))
+    assert (shown.sum(1) >= 40).sum(1).tolist() == [2] * 5  # bands: shown at all 42 times, but for the rest
+    hidden = views.video[0].is_masked.unflatten(1, (4, 196))
+    assert hidden.all(2).sum(1).tolist() == [1] * 5 and bool((hidden.all(1).sum(1) >= 136).all())
+
+
 def test_fine_tuning_hides_whole_times_and_bands():
     audio, video = finetune_audio_mask(torch.arange(3), (64, 8), 0.2), finetune_video_mask(torch.arange(3), 784, 0.2)
     assert audio.visible.shape == (3, 306) and video.visible.shape == (3, 627)
@@ -411,6 +424,7 @@ def test_a_classifier_refuses_what_it_has_no_head_for():
         (lambda: replace(VARIANTS["stage 2"], fusion=c.FusionConfig(depth=0)), "fusion.depth is 0"),
         (lambda: c.TargetConfig(on="all"), "target.on is 'all'"),
         (lambda: c.MaskConfig(second_view="disjoint", audio_ratio=0.4), "two views without a common token"),
+        (lambda: c.MaskConfig(second_view="disjoint", audio_strategy="structured"), "allowed is 'random'"),
         (lambda: c.MaskConfig(video_ratio=1.0), "mask.video_ratio is 1.0"),
         (lambda: c.ContrastConfig(intra_temperature=0), "contrast.intra_temperature is 0"),
         (lambda: c.ContrastConfig(negatives="some"), "contrast.negatives is 'some'"),

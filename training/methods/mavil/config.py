@@ -15,6 +15,7 @@ from training.methods.shared.patches import FBANK_TOKENS, IMAGE_TOKENS
 
 Count = Literal["floor", "round"]
 SecondView = Literal["independent", "disjoint"]
+Strategy = Literal["random", "structured"]
 Positions = Literal["tiled", "sincos3d"]
 Negatives = Literal["global", "local", "no_gradient"]
 Source = Literal["raw", "separate", "uni", "fusion"]
@@ -64,6 +65,12 @@ class MaskConfig:
     """How a count that is no whole number is taken. B.2 has 102 and 156 tokens "after appending the [CLS] token",
     the floors of 102.4 and 156.8, and AudioMAE rounds down: [CLS] comes to them. Fig. 3 has 154 of 512 at 70%, which is
     153.6 rounded (`round`). C.1's "Bernoulli trial" for each patch would give no fixed count at all."""
+    audio_strategy: Strategy = "random"
+    """Table 12b: `random` does best; `structured` hides times and bands ("Time-Freq"), twice as large a share of the
+    bands as of the times ("2:1"). Where they leave more or fewer tokens than are to stay visible, random ones make up
+    for it."""
+    video_strategy: Strategy = "random"
+    """The same of the video: `structured` hides pairs of frames and places ("Space-Time")."""
     second_view: SecondView = "independent"
     """"We apply random masking and sample a second view that contains 20% tokens" (Sec. 3.2): a draw of its own, or
     only tokens that the first view hides (`disjoint`)."""
@@ -78,6 +85,10 @@ class MaskConfig:
                 raise ValueError(
                     f"mask.second_view is 'disjoint', but mask.{name}_ratio is {ratio}: two views without a common"
                     " token hide at least 0.5 each"
+                )
+            if self.second_view == "disjoint" and getattr(self, f"{name}_strategy") == "structured":
+                raise ValueError(
+                    f"mask.second_view is 'disjoint', but mask.{name}_strategy is 'structured': allowed is 'random'"
                 )
 
 

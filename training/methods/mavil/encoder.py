@@ -21,7 +21,7 @@ class TubeProjection(nn.Conv3d):
     cuDNN's own in bf16 is wrong, slow or hungry in several releases (pytorch issues 163539, 166643, 174051).
     """
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (Conv3d's name)
+    def forward(self, input: Tensor) -> Tensor:
         """[B, C, F, H, W] -> [B, D, F / t, H / y, W / x] of kernels [D, C, t, y, x]."""
         _, _, t, y, x = self.weight.shape
         cut = input.unflatten(4, (-1, x)).unflatten(3, (-1, y)).unflatten(2, (-1, t))  # [B, C, T, t, Y, y, X, x]
@@ -89,9 +89,11 @@ def audio_encoder(config: MAViLConfig, grid: tuple[int, int]) -> Encoder:
 def video_encoder(config: MAViLConfig, grid: tuple[int, int]) -> Encoder:
     """The encoder of `video_input`, each frame of whose tokens lies on `grid`: token t * 196 + y * 14 + x."""
     dim, tube = config.encoder.dim, (config.tube, PATCH, PATCH)
-    projection: nn.Conv2d | nn.Conv3d = TubeProjection(IMAGE_CHANNELS, dim, tube, tube)
+    projection: nn.Conv2d | nn.Conv3d
     if config.tube == 1:
         projection = nn.Conv2d(IMAGE_CHANNELS, dim, PATCH, PATCH)
+    else:
+        projection = TubeProjection(IMAGE_CHANNELS, dim, tube, tube)
     return Encoder(config, projection, video_positions(dim, config.slots, grid, config.positions))
 
 

@@ -17,7 +17,7 @@ from training.methods.mavil.decoder import Decoder
 from training.methods.mavil.encoder import audio_encoder, video_encoder, video_input, video_positions
 from training.methods.mavil.fusion import make_fusion
 from training.methods.mavil.losses import contrast
-from training.methods.mavil.masking import two_views
+from training.methods.mavil.masking import AUDIO_STREAMS, VIDEO_STREAMS, two_views
 from training.methods.mavil.patches import first_frame, patches_by_frame, patchify_video, repeat_by_frame
 from training.methods.mavil.teacher import Teacher
 from training.methods.shared.losses import patch_statistics, pixel_loss
@@ -30,7 +30,6 @@ from training.methods.shared.patches import (
     patchify_fbank,
     sincos_positions,
 )
-from training.methods.shared.streams import AUDIO_MASK, AUDIO_SECOND_VIEW, IMAGE_MASK, IMAGE_SECOND_VIEW
 
 
 @dataclass(frozen=True)
@@ -87,22 +86,26 @@ class MAViL(Model):
     def views(self, seeds: Tensor) -> Views:
         """The masks of both views, for seeds [B]."""
         options = self.config.mask
-        (rows, columns), (times, bands) = self.grids.image, self.grids.audio
-        of_audio, of_video = times * bands, self.config.slots * rows * columns
+        rows, columns = self.grids.image
+        audio, video = self.grids.audio, (self.config.slots, rows * columns)
         return Views(
             audio=two_views(
                 seeds,
-                of_audio,
-                kept_count(of_audio, options.audio_ratio, options.count),
-                streams=(AUDIO_MASK, AUDIO_SECOND_VIEW),
+                audio,
+                options.audio_ratio,
+                kept_count(audio[0] * audio[1], options.audio_ratio, options.count),
+                strategy=options.audio_strategy,
                 second=options.second_view,
+                streams=AUDIO_STREAMS,
             ),
             video=two_views(
                 seeds,
-                of_video,
-                kept_count(of_video, options.video_ratio, options.count),
-                streams=(IMAGE_MASK, IMAGE_SECOND_VIEW),
+                video,
+                options.video_ratio,
+                kept_count(video[0] * video[1], options.video_ratio, options.count),
+                strategy=options.video_strategy,
                 second=options.second_view,
+                streams=VIDEO_STREAMS,
             ),
         )
 
