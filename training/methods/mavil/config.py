@@ -213,6 +213,11 @@ class MAViLConfig:
             raise ValueError(f"target.normalised is 'top3', but the teacher has {blocks} blocks: {TOP} are needed")
 
     @property
+    def has_contrast(self) -> bool:
+        """Whether there is a contrastive loss."""
+        return self.contrast.inter_weight > 0 or self.contrast.intra_weight > 0
+
+    @property
     def tube(self) -> int:
         """Frames of a token: 1 of a still."""
         return 1 if self.frames == 1 else TUBE

@@ -55,7 +55,7 @@ class MAViL(Model):
 
     def __init__(self, config: MAViLConfig, grids: Grids = FULL) -> None:
         super().__init__()
-        self.config, self.grids = config, grids
+        self.config, self.grids, self.dim = config, grids, config.encoder.dim
         # B.1: "randomly sample a starting point and extracted the consecutive 4 seconds of the video"
         self.reads = Reads(frames=config.frames, choose="middle" if config.frames == 1 else "window")
         self.audio_encoder = audio_encoder(config, grids.audio)
@@ -68,7 +68,7 @@ class MAViL(Model):
     @property
     def has_contrast(self) -> bool:
         """Whether there is a contrastive loss."""
-        return self.config.contrast.inter_weight > 0 or self.config.contrast.intra_weight > 0
+        return self.config.has_contrast
 
     def forward(self, inputs: Inputs, cached: dict[str, CachedLoss] | None = None) -> Output:
         """The loss of B samples: eq. 4, or eq. 6 with a teacher."""
