@@ -75,11 +75,17 @@ class ClassificationConfig(EvaluationOptions):
         default = result_path(loaded.checkpoint, "classification", index)
         out = self.result_file(accelerator, loaded.checkpoint, default)
         labels = read_labels(index)
-        self._check(loaded, index, labels)
+        self.check_classes(loaded, index)
+        check_single(loaded.task, labels, index)
+        scores, frames = self.scores(loaded, index, accelerator)
+        return publish(self._result(loaded, index, labels, scores, frames), out, accelerator)
+
+    def scores(self, loaded: LoadedClassifier, index: DatasetIndex, accelerator: Accelerator) -> tuple[Tensor, int]:
+        """`predict`, and of how many frames of a sample."""
         frames = FrameReader(index) if self.frames == "all" and "v" in loaded.inputs else None
-        scores = self.predict(loaded, index, frames if frames is not None and frames.count else None, accelerator)
-        count = frames.count if frames is not None and frames.count else 1
-        return publish(self._result(loaded, index, labels, scores, count), out, accelerator)
+        if frames is None or not frames.count:
+            return self.predict(loaded, index, None, accelerator), 1
+        return self.predict(loaded, index, frames, accelerator), frames.count
 
     def predict(
         self, loaded: LoadedClassifier, index: DatasetIndex, frames: FrameReader | None, accelerator: Accelerator
@@ -104,13 +110,13 @@ class ClassificationConfig(EvaluationOptions):
         )
         return rows["scores"]
 
-    def _check(self, loaded: LoadedClassifier, index: DatasetIndex, labels: Labels) -> None:
+    def check_classes(self, loaded: LoadedClassifier, index: DatasetIndex) -> None:
+        """Raises UserError where the model was fine-tuned for other classes than the dataset's."""
         if loaded.class_list != class_list_hash(index.classes):
             raise UserError(
                 f"{self.data} has another class list than the dataset that {loaded.checkpoint} was fine-tuned on:"
                 " use the same --class-labels for both"
             )
-        check_single(loaded.task, labels, index)
 
     def _result(
         self, loaded: LoadedClassifier, index: DatasetIndex, labels: Labels, scores: Tensor, frames: int
