@@ -6,6 +6,8 @@ from pathlib import Path
 
 from shards_spec.errors import UserError, reason
 
+FIRST = ""  # stands for the first column, whatever it is called
+
 
 def read_named(path: Path, columns: Sequence[str], *, given_by: str) -> list[tuple[int, list[str]]]:
     """Line number, and the cells of `columns`, of each row; cells that a row lacks are empty.
@@ -20,10 +22,12 @@ def read_named(path: Path, columns: Sequence[str], *, given_by: str) -> list[tup
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             reader = csv.DictReader(line.replace("\0", "") for line in file)
             try:
-                if not set(columns) <= set(reader.fieldnames or ()):
-                    expected = ", ".join(columns[:-1]) + f" and {columns[-1]}"
-                    raise UserError(f"{path} has the columns {reader.fieldnames}, expected {expected}")
-                return [(reader.line_num, [str(row[column] or "").strip() for column in columns]) for row in reader]
+                names = list(reader.fieldnames or ())
+                wanted = [column or next(iter(names), "a name") for column in columns]
+                if not set(wanted) <= set(names):
+                    expected = ", ".join(wanted[:-1]) + f" and {wanted[-1]}"
+                    raise UserError(f"{path} has the columns {names}, expected {expected}")
+                return [(reader.line_num, [str(row[name] or "").strip() for name in wanted]) for row in reader]
             except csv.Error as error:
                 raise UserError(f"{path}:{reader.line_num} is no CSV ({error}): fetch it again") from error
     except OSError as error:
