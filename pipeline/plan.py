@@ -85,6 +85,7 @@ def make_recipe(
     boxes: Boxes | None,
     key_of: KeyOf = "stem",
     pairs: bool = False,
+    audio_only: bool = False,
     min_seconds: float = 0.0,
     skip_silent: bool = False,
 ) -> dict[str, Any]:
@@ -115,6 +116,7 @@ def make_recipe(
         **({} if boxes is None else {"boxes": boxes.sha256}),
         **({} if key_of == "stem" else {"key": key_of}),
         **({"pairs": True} if pairs else {}),
+        **({"audio_only": True} if audio_only else {}),
         **({"min_seconds": min_seconds} if min_seconds else {}),
         **({"skip_silent": True} if skip_silent else {}),
     }

@@ -70,8 +70,8 @@ class ClassificationConfig(EvaluationOptions):
             UserError: the checkpoint was not fine-tuned, or for other classes, or there is no place for the result.
         """
         accelerator = self.join()
-        index = self.open_data(self.data, accelerator)
         loaded = load_classifier(self.checkpoint, accelerator.device)
+        index = self.open_data(self.data, accelerator, looks="v" in loaded.inputs)
         default = result_path(loaded.checkpoint, "classification", index)
         out = self.result_file(accelerator, loaded.checkpoint, default)
         labels = read_labels(index)
