@@ -100,8 +100,10 @@ def modality_ids(clips: dict[str, dict[str, str]], index: DatasetIndex, left_out
     classes = {spelled(c["name"]): number for number, c in enumerate(index.classes)}
     ids = np.zeros((len(index), len(classes)), np.int8)
     keys = sample_keys(index, all_numbers(index))
-    for key in clips.keys() - set(keys):
-        left_out.add("clips that the dataset does not have", key)
+    there = set(keys)
+    for key in clips:
+        if key not in there:
+            left_out.add("clips that the dataset does not have", key)
     for number, key in enumerate(keys):
         if key not in clips:
             left_out.add("samples without a row in the CSV", key)
@@ -143,9 +145,9 @@ def score(answers: Scores | None, modalities: ModalityIds) -> Rows:
     return rows
 
 
-def _frequency_ranks(truth: Targets) -> npt.NDArray[np.int64]:
-    """The higher the more clips have a class, int64 [C], no two the same."""
-    return truth.sum(axis=0).argsort(kind="stable").argsort()
+def _frequency_ranks(truth: Targets) -> Scores:
+    """The higher the more clips have a class, float64 [C], no two the same."""
+    return truth.sum(axis=0).argsort(kind="stable").argsort().astype(np.float64)
 
 
 def top_metrics(scores: Scores, is_positive: Targets) -> dict[str, float | None]:
