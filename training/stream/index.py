@@ -396,13 +396,14 @@ def open_index(
     return DatasetIndex(folders, datasets, cache, reads=reads, looks=looks)
 
 
-def open_config(config: dict[str, Any]) -> DatasetIndex:
-    """Opens the datasets of a run, as its config.json names them; raises as `open_index` does."""
+def open_config(config: dict[str, Any], *, looks: bool = True) -> DatasetIndex:
+    """Opens the datasets of a run, as its config.json names them; `looks` and errors as of `open_index`."""
     cache_dir = config.get("cache_dir")
     return open_index(
         *map(str, config.get("data", [])),
         cache_dir=None if cache_dir is None else Path(cache_dir),
         cache_size=config.get("cache_size", DEFAULT_SIZE),
+        looks=looks,
     )
 
 
