@@ -110,6 +110,7 @@ def _asked(config: MakeShardsConfig) -> _Asked:
         boxes=boxes,
         key_of=config.key,
         pairs=config.pairs,
+        audio_only=config.audio_only,
         min_seconds=config.min_seconds,
         skip_silent=config.skip_silent,
     )

@@ -6,6 +6,8 @@ path,start,end,label                                   a line of names; more nam
 glLQrEijrKg_000300.mp4,playing hammond organ           VGGSound: file name, label
 ---g-f_I2yQ_000001,people_marching                     the same without suffix: EZ-VSL's and DeepAVFusion's lists
 10000130166,202                                        Flickr-SoundNet: a name, and a number that nobody reads
+filename,fold,target,category,esc10,src_file,take      ESC-50: its folds are splits, 1 to 5
+key,vid_key,video_id,sentence                          MSR-VTT: the videos of JSFusion's test set
 """
 
 import functools
@@ -13,7 +15,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.csv_rows import Row
@@ -68,6 +70,12 @@ _AUDIOSET = Columns(start=1, end=2, labels=(3,), lists=True)
 _VGGSOUND = Columns(start=1, labels=(2,), split=3, width=4)
 _FILES = Columns(labels=(1,), width=2)
 _FLICKR = Columns(is_file=True, pattern=_FLICKR_ID, width=2)
+_KNOWN_HEADERS = {  # first lines with columns of which nothing is read
+    ("filename", "fold", "target", "category", "esc10", "src_file", "take"): Columns(
+        is_file=True, labels=(3,), split=1, width=7
+    ),
+    ("key", "vid_key", "video_id", "sentence"): Columns(source=2, is_file=True),
+}
 _FORMS = (_AUDIOSET, _VGGSOUND, _FILES, _FLICKR)
 
 
@@ -78,6 +86,9 @@ def columns_of(path: Path, rows: Sequence[Row]) -> Columns:
         UserError: its first line names columns that are unknown, twice there, or not enough.
     """
     data = [(number, trimmed(row)) for number, row, _ in rows if not is_comment(row)]
+    known = _KNOWN_HEADERS.get(tuple(_words(data[0][1]))) if data else None
+    if known is not None:
+        return replace(known, header=tuple(data[0][1]))
     if data and _is_header(data[0][1]):
         return _named(path, *data[0])
     votes = Counter(form for _, row in data if (form := _form_of(row)) is not None)

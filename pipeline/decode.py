@@ -7,6 +7,7 @@ named_start, start, end ──timeline.locate──> where the segment lies in t
 DecodedClip
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import decode_decord, decode_pair, decode_pyav
+from pipeline import decode_decord, decode_pair, decode_pyav, decode_sound
 from pipeline.audio import check_samples, place
 from pipeline.clip_error import ClipError
 from pipeline.frame import FrameFit
@@ -32,15 +33,15 @@ class DecodedClip:
     """A segment, decoded. Times are seconds on the file's own timeline, 0 = the start of the container."""
 
     waveform: npt.NDArray[np.float32]  # [samples], mono, SAMPLE_RATE, in [-1, 1], of the segment only
-    frame: npt.NDArray[np.uint8]  # [FRAME_SIZE, FRAME_SIZE, 3] RGB, on display at the segment's middle
+    frame: npt.NDArray[np.uint8] | None  # [FRAME_SIZE, FRAME_SIZE, 3] RGB, on display at the segment's middle
     extra_frames: list[npt.NDArray[np.uint8]]  # the same of `frames` evenly spaced times; empty for frames=1
-    frame_time: float  # of the frame taken
+    frame_time: float  # of the frame taken; NaN where nobody says
     extra_frame_times: list[float]
     file_start: float  # where the segment begins
     duration: float  # of the file
-    fps: float  # 0.0 where the file does not say
-    width: int  # of the picture as displayed: turned upright, pixels as stored
-    height: int
+    fps: float  # 0.0 where the file does not say, NaN of sound alone
+    width: int | None  # of the picture as displayed: turned upright, pixels as stored; None of sound alone
+    height: int | None
     sample_rate: int  # Hz, of the source
     channels: int  # of the source
     decoder: str  # the one that did it: "pyav" or "decord"
@@ -57,6 +58,7 @@ def decode_clip(
     frames: int = 1,
     frame_times: FrameTimes = "middles",
     picture: Path | None = None,
+    audio_only: bool = False,
 ) -> DecodedClip:
     """Decodes one segment of a file.
 
@@ -70,6 +72,7 @@ def decode_clip(
         frames: more than 1 takes as many evenly spaced frames beside the middle one.
         frame_times: these lie at the middles of equal parts, or at their starts.
         picture: the frame, where `path` is a sound alone (`decode_pair`).
+        audio_only: no frame is wanted, whatever the file holds (`decode_sound`).
 
     Raises:
         ClipError: the file gives no sample; `.reason` says why. A decoder may also hang or end its process on
@@ -78,6 +81,8 @@ def decode_clip(
     if frames < 1:
         raise ValueError(f"frames must be at least 1, got {frames}")
     request = ClipRequest(start=start, end=end, named_start=named_start, frames=frames, frame_times=frame_times)
+    if audio_only:
+        return _clip(decode_sound.decode(path, request=request), "pyav")
     if picture is not None:
         return _clip(decode_pair.decode(path, picture, request=request, frame_fit=frame_fit), "pyav")
     if decoder != "auto":
@@ -103,9 +108,9 @@ def _clip(raw: RawClip, decoder: str) -> DecodedClip:
     check_samples(waveform)
     return DecodedClip(
         waveform=waveform,
-        frame=raw.frames[0],
+        frame=raw.frames[0] if raw.frames else None,
         extra_frames=list(raw.frames[1:]),
-        frame_time=raw.frame_times[0],
+        frame_time=raw.frame_times[0] if raw.frame_times else math.nan,
         extra_frame_times=list(raw.frame_times[1:]),
         file_start=raw.segment.begin,
         duration=raw.duration,

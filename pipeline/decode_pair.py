@@ -13,10 +13,11 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.clip_error import ClipError
-from pipeline.decode_pyav import Sound, scale
+from pipeline.decode_pyav import scale
+from pipeline.decode_sound import hear
 from pipeline.file_errors import is_of_the_machine
 from pipeline.frame import UPRIGHT, FrameFit, finish, scaled_size
-from pipeline.media_file import RawClip, demux, open_media, packet_end, start_of
+from pipeline.media_file import RawClip
 from pipeline.timeline import ClipRequest, Segment, locate
 from shards_spec.sample import CLIP_SECONDS
 
@@ -29,58 +30,22 @@ def decode(sound: Path, picture: Path, *, request: ClipRequest, frame_fit: Frame
     Raises:
         ClipError: any reason of a file that gives no sample.
     """
-    try:
-        segment, heard, duration = _heard(sound, request)
-    except MemoryError:
-        raise
-    except av.error.FFmpegError as error:
-        raise ClipError("decode_error", str(error)) from error
-    rate, channels = heard.source()
+    heard = hear(sound, lambda duration: _located(request, duration))
     image = _image(picture)
     height, width = image.shape[:2]
     size = scaled_size(width, height, pixel_aspect=1.0, frame_fit=frame_fit)
     return RawClip(
-        segment=segment,
-        runs=heard.runs(),
+        segment=heard.segment,
+        runs=heard.runs,
         frames=[finish(scale(av.VideoFrame.from_ndarray(image, format="rgb24"), size), UPRIGHT)],
         frame_times=[math.nan],  # nobody says at which time of the sound the picture was taken
-        duration=duration,
+        duration=heard.duration,
         fps=0.0,
         width=width,
         height=height,
-        sample_rate=rate,
-        channels=channels,
+        sample_rate=heard.sample_rate,
+        channels=heard.channels,
     )
-
-
-def _heard(path: Path, request: ClipRequest) -> tuple[Segment, Sound, float]:
-    """The segment of a sound file, what is heard in it, and how long the file is: by its packets, not its header."""
-    with open_media(path) as container:
-        stream = _stream(container)
-        ends = [end for packet in demux(container, stream) if (end := packet_end(packet)) is not None]
-        if not ends:
-            raise ClipError("too_short", "no packet with a timestamp")
-        duration = max(ends) - start_of(container)
-    segment = _located(request, duration)
-    with open_media(path) as container:
-        heard = Sound(_stream(container), start_of(container), segment)
-        for packet in demux(container, _stream(container)):
-            heard.feed(packet)
-            if heard.is_done:
-                break
-        heard.finish()
-    return segment, heard, duration
-
-
-def _stream(container: av.container.InputContainer) -> av.AudioStream:
-    stream = container.streams.best("audio")
-    if stream is None:
-        raise ClipError("no_audio", "no audio stream")
-    assert isinstance(stream, av.AudioStream)
-    if stream.codec_context is None:
-        raise ClipError("decode_error", "this FFmpeg has no decoder for the audio stream")
-    stream.codec_context.thread_count = 1
-    return stream
 
 
 def _located(request: ClipRequest, duration: float) -> Segment:

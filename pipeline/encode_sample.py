@@ -59,11 +59,12 @@ class SampleOptions:
     keep_audio: bool = False
     min_seconds: float = 0.0
     skip_silent: bool = False
+    audio_only: bool = False
 
     @property
     def members(self) -> tuple[str, ...]:
         """Member names of each sample, in tar order."""
-        return member_names(self.frames, self.keep_audio)
+        return member_names(self.frames, self.keep_audio, self.audio_only)
 
 
 def make_sample(path: Path, row: dict[str, Any], *, options: SampleOptions) -> Encoded:
@@ -100,6 +101,7 @@ def make_sample(path: Path, row: dict[str, Any], *, options: SampleOptions) -> E
             frames=options.frames,
             frame_times=options.frame_times,
             picture=picture,
+            audio_only=options.audio_only,
         )
         return encode_sample(row, clip, options=options)
 
@@ -135,7 +137,9 @@ def encode_sample(row: dict[str, Any], clip: "DecodedClip", *, options: SampleOp
         "valid_frames": valid_frames,
         "decoder": clip.decoder,
     }
-    payloads = {FRAME_MEMBER: encode_jpeg(clip.frame), FBANK_MEMBER: fbank_member}
+    payloads = {FBANK_MEMBER: fbank_member}
+    if clip.frame is not None:
+        payloads[FRAME_MEMBER] = encode_jpeg(clip.frame)
     if row.get("picture"):
         metadata["picture"] = row["picture"]
     if options.frames > 1:

@@ -228,8 +228,8 @@ class RawClip:
     frames: Sequence[npt.NDArray[np.uint8]]  # [FRAME_SIZE, FRAME_SIZE, 3] for each of segment.targets
     frame_times: Sequence[float]  # seconds on the file's timeline
     duration: float  # of the file, seconds
-    fps: float  # 0.0 where the file does not say
-    width: int  # of the picture as displayed: turned upright, pixels as stored
-    height: int
+    fps: float  # 0.0 where the file does not say, NaN of sound alone
+    width: int | None  # of the picture as displayed: turned upright, pixels as stored; None of sound alone
+    height: int | None
     sample_rate: int  # Hz, of the source
     channels: int

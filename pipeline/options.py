@@ -65,10 +65,14 @@ class MakeShardsConfig:
     out: _Place
     """Dataset folder to write, or its URL."""
     segments: Path | None = None
-    """CSV of the clips wanted: AudioSet's segments, VGGSound's, or your own with a first line such as
-    path,start,end,label. Default: every media file is a clip."""
+    """CSV of the clips wanted: AudioSet's segments, VGGSound's, ESC-50's, or your own with a first line such as
+    path,start,end,label; one of CAV-MAE's JSON lists; or a folder with a folder for each class (Speech Commands).
+    Default: every media file is a clip."""
     pairs: bool = False
     """Each clip is a picture and a sound file of the same name, as frames/ID.jpg and audio/ID.wav: Flickr-SoundNet."""
+    audio_only: bool = False
+    """Each clip is its sound alone, of sound files or of videos: ESC-50, Speech Commands. Samples have no frame, and
+    methods that read frames refuse such a dataset."""
     split: str | None = None
     """Rows of --segments to take, by its column of splits: train, test, or several as train,test."""
     class_labels: Path | None = None
@@ -138,12 +142,25 @@ class MakeShardsConfig:
             raise UserError("--frame-times places the frames of --frames N: give --frames too, or leave it away")
         if self.pairs and self.decoder == "decord":
             raise UserError("--pairs are read with PyAV, decord reads videos: leave --decoder away")
+        self._check_audio_only()
         if self.split is not None and self.segments is None:
             raise UserError("--split takes rows of a CSV: give --segments, or leave --split away")
         if self.boxes is not None and self.frame_fit == "crop":
             raise UserError("--boxes are places in the whole frame, which --frame-fit crop cuts: take resize")
         if storage.is_file(self.out):
             raise UserError(f"--out {self.out} is no folder")
+
+    def _check_audio_only(self) -> None:
+        for option, is_given in (
+            ("--pairs", self.pairs),
+            (f"--frames {self.frames}", self.frames > 1),
+            ("--boxes", self.boxes is not None),
+            ("--frame-fit crop", self.frame_fit == "crop"),
+        ):
+            if self.audio_only and is_given:
+                raise UserError(f"--audio-only makes samples without a picture, {option} is about pictures: leave one")
+        if self.audio_only and self.decoder == "decord":
+            raise UserError("--audio-only is read with PyAV, decord reads videos: leave --decoder away")
 
     def _check_numbers(self) -> None:
         for name, least in (("shard_size", 1), ("workers", 1), ("frames", 1), ("limit", 1), ("task_count", 1)):
@@ -205,4 +222,5 @@ class MakeShardsConfig:
             keep_audio=self.keep_audio,
             min_seconds=self.min_seconds,
             skip_silent=self.skip_silent,
+            audio_only=self.audio_only,
         )

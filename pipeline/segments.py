@@ -23,8 +23,8 @@ from pipeline.columns import (
     seconds,
     trimmed,
 )
-from pipeline.csv_rows import csv_rows
 from pipeline.raw_files import named_parts, parse_name
+from pipeline.requests import request_rows
 from shards_spec.errors import UserError
 from shards_spec.sample import audioset_key, file_key
 
@@ -96,7 +96,7 @@ def read_segments(
         UserError: the file is missing, ambiguous, or holds no usable row (named with its first bad line); it has
             several splits and none is named, or not the one that is.
     """
-    rows = csv_rows(path)
+    rows = request_rows(path)
     head = list(itertools.islice(rows, _FORM_ROWS))
     columns = columns_of(path, head)
     wanted = None if split is None else {name.strip() for name in split.split(",")}
@@ -126,6 +126,7 @@ def read_segments(
             segments.append(segment)
     _check_splits(path, splits, wanted)
     _check_usable(path, segments)
+    _check_folders(path, segments, key_of)
     warnings = []
     if announced and announced != len(segments):
         warnings.append(f"{path} announces {announced} segments in its header and holds {len(segments)}")
@@ -155,6 +156,20 @@ def _check_usable(path: Path, segments: list[Segment]) -> None:
         raise UserError(f"segment CSV {path} holds no usable row: {segments[0].problem}; {_EXPECTED}")
 
 
+def _check_folders(path: Path, segments: list[Segment], key_of: KeyOf) -> None:
+    """Raises UserError where class folders hold files of the same name, all but one of which would be duplicates."""
+    if not path.is_dir() or key_of == "path":
+        return
+    first: dict[str, str] = {}
+    for segment in segments:
+        other = first.setdefault(segment.key, segment.path)
+        if segment.path and other != segment.path:
+            raise UserError(
+                f"the class folders of {path} hold several files of one name, as {other!r} and {segment.path!r}: "
+                "give --key path"
+            )
+
+
 def _segment(
     columns: Columns, row: list[str], line: int, clip_seconds: float, problem: str, key_of: KeyOf
 ) -> tuple[Segment, str]:
@@ -176,7 +191,7 @@ def _clip(columns: Columns, row: list[str], line: int, clip_seconds: float, key_
     source, labels = _text(row, columns.source), _labels(columns, row)
     if columns.pattern is not None and not columns.pattern.fullmatch(source):
         return f"{source[:40]!r} is no name of this list: its first row has another form"
-    if columns.is_file or is_media_name(source) or (columns.start is None and is_clip_name(source)):
+    if columns.is_file or is_media_name(source) or (columns.start is None and _is_name(columns, source)):
         return _file_clip(columns, row, line, clip_seconds, labels, key_of)
     if columns.start is None:
         return f"{source[:40]!r} is no name of a media file, and no column says when a clip of a video id starts"
@@ -186,6 +201,11 @@ def _clip(columns: Columns, row: list[str], line: int, clip_seconds: float, key_
     if isinstance(times, str):
         return times
     return Segment(audioset_key(source, times[0]), source, None, *times, labels, line, "")
+
+
+def _is_name(columns: Columns, source: str) -> bool:
+    """Whether a source without a start is a file's name: one that can be no video id, or that says its start."""
+    return is_clip_name(source) or bool(columns.header and source and not _YTID.fullmatch(source))
 
 
 def _times(columns: Columns, row: list[str], clip_seconds: float) -> tuple[float, float] | str:

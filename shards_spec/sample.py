@@ -3,7 +3,7 @@
 A sample is a run of contiguous tar members `{key}.{member}`:
 
     {key}.json        metadata, UTF-8, sorted keys
-    {key}.jpg         the middle frame, FRAME_SIZE x FRAME_SIZE RGB
+    {key}.jpg         the middle frame, FRAME_SIZE x FRAME_SIZE RGB   (not with --audio-only)
     {key}.fbank.npy   float16 [FBANK_FRAMES, FBANK_MELS], log-mel, time first, not normalised, zero rows at the end
     {key}.frame00.jpg ... evenly spaced frames          (only with --frames N > 1)
     {key}.flac        16 kHz mono, 16 bit               (only with --keep-audio)
@@ -52,16 +52,20 @@ def extra_frame_member(index: int) -> str:
     return f"frame{index:02d}.jpg"
 
 
-def member_names(frames: int = 1, keep_audio: bool = False) -> tuple[str, ...]:
+def member_names(frames: int = 1, keep_audio: bool = False, audio_only: bool = False) -> tuple[str, ...]:
     """The members of every sample of a dataset, in tar order.
 
     Args:
         frames: frames stored a clip (`--frames`); 1 stores the middle frame alone.
         keep_audio: whether the waveform is stored as FLAC (`--keep-audio`).
+        audio_only: whether samples are sound alone (`--audio-only`).
     """
+    if audio_only and frames != 1:
+        raise ValueError(f"samples of sound alone have no frames, asked for {frames}")
     extra_frames = tuple(extra_frame_member(i) for i in range(frames)) if frames > 1 else ()
     audio = (AUDIO_MEMBER,) if keep_audio else ()
-    return (JSON_MEMBER, FRAME_MEMBER, FBANK_MEMBER, *extra_frames, *audio)
+    frame = () if audio_only else (FRAME_MEMBER,)
+    return (JSON_MEMBER, *frame, FBANK_MEMBER, *extra_frames, *audio)
 
 
 def member_column(member: str, field: str) -> str:

@@ -199,7 +199,7 @@ def test_too_few_frames_are_refused(tmp_path):
         open_index(folder, reads=Reads(frames=8, choose="window"))
 
 
-@pytest.mark.parametrize("values", [{"frames": 0}, {"frames": 2}, {"waveform_seconds": 11.0}])
+@pytest.mark.parametrize("values", [{"frames": -1}, {"frames": 2}, {"waveform_seconds": 11.0}])
 def test_what_cannot_be_read_is_refused(values):
     with pytest.raises(ValueError, match=r"reads\."):
         Reads(**values)

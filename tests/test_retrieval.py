@@ -219,6 +219,28 @@ def test_a_pool_of_named_keys(index, tmp_path):
         choose(index, parse_pool(f"keys:{tmp_path / 'gone.txt'}"), seed=0)
 
 
+def test_a_pool_of_cav_maes_list(index, tmp_path):
+    """Keys are of the form clip0000004_4000: named as VGGSound's clips, as AudioSet's videos, or as they are."""
+    file = tmp_path / "vgg_test_5_per_class.json"
+    ids = [
+        index.key(4).replace("_4000", "_000004"),
+        index.key(30).rpartition("_")[0],
+        index.key(7),
+        "gone0000000_000001",
+    ]
+    file.write_text(json.dumps({"data": [{"video_id": name, "wav": "/x/a.wav", "labels": "/m/1"} for name in ids]}))
+    numbers, rule = choose(index, parse_pool(f"keys:{file}"), seed=0)
+    assert numbers.tolist() == [4, 7, 30]
+    assert rule == "the clips in vgg_test_5_per_class.json, of which the dataset lacks 1 of 4"
+    for text, said in (
+        ('{"data": [{"wav": "a"}]}', "is no list of CAV-MAE's"),
+        ('{"data": [{"video_id": "gone0000000"}]}', "the dataset has none of its 1 clips, as .'gone0000000'."),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=said):
+            choose(index, parse_pool(f"keys:{file}"), seed=0)
+
+
 @pytest.mark.parametrize("text", ["", "some", "per-class", "per-class:0", "per-class:x", "keys:"])
 def test_pools_that_are_none(text):
     with pytest.raises(ValueError, match="--pool is all, per-class:N"):

@@ -1,4 +1,4 @@
-"""AVSBench S4: its folders, IoU and F in both conventions, and the command on frames with a square to find."""
+"""AVSBench: its folders, IoU and F in each convention, and the command on frames with a square to find."""
 
 import csv
 import json
@@ -17,9 +17,18 @@ from shards_spec.errors import UserError
 from shards_spec.sample import FBANK_SHAPE, FRAME_SIZE, SAMPLE_RATE
 from tests.checkpoints import make_checkpoint
 from training.evaluate import main as evaluate
-from training.evaluation.heads.avsbench import UNREADABLE, decode, is_foreground, kaldi_fbank, read_videos, read_wav
+from training.evaluation.heads.avsbench import (
+    UNREADABLE,
+    classes_of_colours,
+    decode,
+    is_foreground,
+    kaldi_fbank,
+    read_wav,
+)
+from training.evaluation.heads.avsbench_layouts import read_videos
 from training.evaluation.heads.left_out import LeftOut
 from training.evaluation.heads.segmentation_metrics import f_curves, frame_scores, summarise
+from training.evaluation.heads.semantic_metrics import class_scores, summarise_classes
 from training.evaluation.segmentation import MaskHead
 
 # -------------------------------------------------------------------- metrics
@@ -58,9 +67,12 @@ def test_videos_in_both_conventions_by_hand():
     # DeepAVFusion: frames with annotated pixels alone; the mean of both sides' means.
     foreground, background = (1 / 3 + 0 + 0) / 3, (1 / 3 + 1 / 4 + 1 / 4) / 3
     assert row["mIoU+bg"] == pytest.approx(100 * (foreground + background) / 2)
+    # ACL-SSL: one threshold for the three frames with annotated pixels.
+    together = torch.cat([first.f_curve, second.f_curve[:1]]).mean(dim=0).max().item()
+    assert row["F one threshold"] == pytest.approx(100 * together)
     best = first.f_best.sum().item() + second.f_best[0].item()
     assert row["F per frame"] == pytest.approx(100 * best / 3)
-    assert row["F"] < row["F per frame"]
+    assert row["F one threshold"] < row["F per frame"] > row["F"]
 
 
 def test_all_foreground_and_nothing_annotated():
@@ -68,9 +80,9 @@ def test_all_foreground_and_nothing_annotated():
     full = frame_scores(everything, ~empty)
     assert full.f_curve.eq(1).all()  # a pixel at a threshold counts: of certain pixels none is lost at 1
     assert full.iou.tolist() == [1, 1] and full.background_iou.isnan().all() and full.f_best.tolist() == [1, 1]
-    assert summarise([full]) == {"mIoU": 100, "F": 100, "F@0.5": 100, "mIoU+bg": 100, "F per frame": 100}
-    row = summarise([frame_scores(everything, empty)])
-    assert row == {"mIoU": 0, "F": 0, "F@0.5": None, "mIoU+bg": None, "F per frame": None}
+    columns = ("mIoU", "F", "F@0.5", "F one threshold", "mIoU+bg", "F per frame")
+    assert summarise([full]) == dict.fromkeys(columns, 100)
+    assert summarise([frame_scores(everything, empty)]) == dict.fromkeys(columns) | {"mIoU": 0, "F": 0}
 
 
 def test_iou_and_f_are_scikit_learns():
@@ -94,6 +106,23 @@ def test_probabilities_that_are_no_numbers_are_refused():
     broken[1, 0, 0] = torch.nan
     with pytest.raises(UserError, match="masks are not finite"):
         frame_scores(broken, MASKS)
+
+
+def test_classes_by_hand():
+    """Three classes, two frames of four pixels. Class 2 is in no frame, and counts as 0 in AVSBench's mean."""
+    annotated, predicted = pictures([0, 0, 1, 1], [0, 0, 0, 0]), pictures([0, 1, 1, 1], [0, 0, 0, 1])
+    scores = class_scores(predicted, annotated, 3)
+    assert scores.iou.tolist() == [[1 / 2, 2 / 3, 0], [3 / 4, 0, 0]]
+    assert scores.is_there.tolist() == [[True, True, False], [True, True, False]]
+    assert scores.f[0].tolist() == pytest.approx([1.3 * 0.5 / (0.3 + 0.5), 1.3 * 2 / 3 / (0.3 * 2 / 3 + 1), 0])
+    row = summarise_classes([scores])
+    zero, one = (1 / 2 + 3 / 4) / 2, (2 / 3 + 0) / 2
+    assert row["mIoU"] == pytest.approx(100 * (zero + one) / 3)
+    assert row["mIoU without 0"] == pytest.approx(100 * one / 2)
+    assert row["mIoU there"] == pytest.approx(100 * (zero + one) / 2)
+    assert row["F"] == pytest.approx(100 * scores.f.mean(dim=0).sum().item() / 3)
+    whole = summarise_classes([class_scores(annotated, annotated, 2)])
+    assert set(whole.values()) == {100}
 
 
 # -------------------------------------------------------------------- files
@@ -189,6 +218,92 @@ def test_wavs_of_other_rates_and_channels(tmp_path):
         read_wav(tmp_path / "bytes.wav")
 
 
+def square(generator, colour):
+    """A dark frame with a bright square, and its mask in a colour."""
+    size, (x, y) = generator.integers(64, 128), generator.integers(0, 96, 2)
+    frame = generator.integers(0, 60, (FRAME_SIZE, FRAME_SIZE, 3)).astype(np.uint8)
+    mask = np.zeros((FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
+    mask[y : y + size, x : x + size] = colour
+    frame[mask.any(axis=2)] += 180
+    return Image.fromarray(frame), Image.fromarray(mask)
+
+
+def save(picture, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+
+
+@pytest.fixture(scope="module")
+def multi_sources(tmp_path_factory):
+    """AVSBench's Multi-sources folder with 2 + 1 videos, one of them without its last mask."""
+    folder, generator = tmp_path_factory.mktemp("avsbench") / "Multi-sources", np.random.default_rng(0)
+    rows = [("a_1", "train"), ("b", "test"), ("c", "train"), ("../a_1", "test"), ("d", "elsewhere")]
+    for name, split in rows[:3]:
+        for second in range(1, 6):
+            frame, mask = square(generator, 255)
+            save(frame, folder / "ms3_data/visual_frames" / name / f"{name}.mp4_{second}.png")
+            if (name, second) != ("c", 5):
+                save(mask.convert("L"), folder / "ms3_data/gt_masks" / split / name / f"{name}_{second}.png")
+        write_wav(folder / "ms3_data/audio_wav" / split / f"{name}.wav", noise(5 * SAMPLE_RATE, generator))
+    (folder / "ms3_meta_data.csv").write_text("".join(f"{n},{s}\n" for n, s in [("video_id", "split"), *rows]))
+    return folder
+
+
+def test_multi_sources_have_a_mask_a_second_in_every_split(multi_sources):
+    left_out = LeftOut()
+    videos = read_videos(multi_sources, left_out)
+    assert {split: [video.name for video in found] for split, found in videos.items()} == {
+        "train": ["a_1"],
+        "val": [],
+        "test": ["b"],
+    }
+    assert decode(videos["train"][0]).masks.shape == (5, FRAME_SIZE, FRAME_SIZE)
+    decoded = decode(videos["test"][0])
+    assert torch.equal(decoded.frames[..., 0] > 100, decoded.masks)
+    assert left_out.notes() == (
+        "left out, videos with a file missing in gt_masks: 1 (train/c)",
+        "left out, rows without a name that can be a file: 1 (ms3_meta_data.csv:5)",
+        "left out, rows whose split is none of train, val, test: 1 (ms3_meta_data.csv:6)",
+    )
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    """AVSBench's release with classes, of which the synthetic ones have the colours 1 (v1s), 2 (v1m) and 9 (v2)."""
+    folder, generator = tmp_path_factory.mktemp("avsbench") / "AVSS", np.random.default_rng(0)
+    colours = {"v1s": (128, 0, 0), "v1m": (0, 128, 0), "v2": (192, 0, 0)}
+    rows = [(f"{label}_{split}", split, label) for label in colours for split in ("train", "test")]
+    for uid, split, label in rows:
+        seconds = 10 if label == "v2" else 5
+        for second in range(seconds):
+            frame, mask = square(generator, colours[label])
+            save(frame, folder / label / uid / "frames" / f"{second}.jpg")
+            if second == 0 or (label, split) != ("v1s", "train"):
+                save(mask, folder / label / uid / "labels_rgb" / f"{second}.png")
+        write_wav(folder / label / uid / "audio.wav", noise(seconds * SAMPLE_RATE, generator))
+    table = [("vid", "uid", "split", "label"), *(("x", *row) for row in [*rows, ("y", "test", "v3")])]
+    (folder / "metadata.csv").write_text("".join(",".join(row) + "\n" for row in table))
+    return folder
+
+
+def test_the_release_holds_all_settings(release):
+    s4, ms3, avss = (read_videos(release, LeftOut(), setting) for setting in ("s4", "ms3", "avss"))
+    for setting, train, test in ((s4, [1], [5]), (ms3, [5], [5]), (avss, [1, 5, 10], [5, 5, 10])):
+        assert [len(video.frames) for video in setting["train"]] == train
+        assert [len(video.frames) for video in setting["test"]] == test
+    binary, classes = decode(ms3["test"][0]), decode(ms3["test"][0], classes=True)
+    assert binary.masks.dtype == torch.bool and torch.equal(classes.masks, 2 * binary.masks)
+    long = decode(avss["test"][2], classes=True)
+    assert long.masks.shape == (10, FRAME_SIZE, FRAME_SIZE) and long.masks.unique().tolist() == [0, 9]
+    assert long.fbank[997].ne(0).all() and long.fbank[998:].eq(0).all()
+
+
+def test_colours_are_those_of_pascal_voc():
+    colours = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0], [0, 0, 128], [64, 0, 0], [192, 128, 128], [0, 64, 0]])
+    assert classes_of_colours(colours.astype(np.uint8)).tolist() == [0, 1, 2, 4, 8, 15, 16]
+    assert classes_of_colours(np.array([[1, 2, 3], [0, 192, 64]], np.uint8)).tolist() == [0, 50]
+
+
 # -------------------------------------------------------------------- evaluate.py segmentation
 
 
@@ -207,7 +322,8 @@ def test_the_decoder_hears():
 def run_segmentation(folder, run, *more):
     small = ["--channels=16", "--learning-rate=0.01", "--epochs=20", "--head-batch-size=4", "--workers=0"]
     evaluate(["segmentation", f"--data={folder}", f"--checkpoint={run}", *small, *more])
-    return json.loads((run / "evaluation" / f"segmentation-{folder.name}.json").read_text())
+    of = "".join(f"-{option.removeprefix('--setting=')}" for option in more if option.startswith("--setting="))
+    return json.loads((run / "evaluation" / f"segmentation-{folder.name}{of}.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +337,7 @@ def test_the_command_learns_to_find_a_square(single_source, run, tmp_path, capsy
     assert result["task"] == "segmentation" and result["pool"] == 4 and result["step"] == 7
     ours, trivial = result["metrics"]["audio + image"], result["baselines"]
     assert list(trivial) == ["all foreground", "centre box, half the side", "mean training mask"]
-    assert list(ours) == ["mIoU", "F", "F@0.5", "mIoU+bg", "F per frame"]
+    assert list(ours) == ["mIoU", "F", "F@0.5", "F one threshold", "mIoU+bg", "F per frame"]
     best = max(row["mIoU"] for row in trivial.values())
     assert ours["mIoU"] > best + 15
     assert all(ours[column] > max(row[column] for row in trivial.values()) + 10 for column in ours)
@@ -234,6 +350,27 @@ def test_the_command_learns_to_find_a_square(single_source, run, tmp_path, capsy
     assert len(frames["key"]) == 20 and 100 * np.mean(frames["IoU"]) == pytest.approx(ours["mIoU"])
     low, high = result["intervals"]["audio + image"]["mIoU"]
     assert low <= ours["mIoU"] <= high
+
+
+def test_the_command_takes_each_setting(multi_sources, release, run):
+    result = run_segmentation(multi_sources, run, "--epochs=1", "--channels=4")
+    assert "AVSBench MS3" in result["protocol"] and "the annotated frames (5)" in result["protocol"]
+    assert result["pool"] == 1 and result["paper"] == {}
+    result = run_segmentation(release, run, "--epochs=1", "--channels=4", "--setting=s4")
+    assert "AVSBench S4" in result["protocol"] and "(1 train, 0 val, 1 test videos)" in result["protocol"]
+
+
+def test_the_command_scores_classes(release, run):
+    result = run_segmentation(release, run, "--epochs=1", "--channels=4")
+    ours, trivial = result["metrics"]["audio + image"], result["baselines"]
+    assert list(trivial) == ["no class", "centre box, most frequent class"]
+    assert list(ours) == ["mIoU", "F", "mIoU without 0", "F without 0", "mIoU there"]
+    assert result["pool_rule"] == "test videos, 5 or 10 frames each" and "AVSS" in result["protocol"]
+    assert "left out, rows whose label is none of v1s, v1m, v2: 1 (metadata.csv:8)" in result["notes"]
+    videos = read_videos(release, LeftOut())["test"]
+    empty = torch.cat([decode(video, classes=True).masks == 0 for video in videos]).double().mean().item()
+    assert trivial["no class"]["mIoU"] == pytest.approx(100 * empty / 71)
+    assert trivial["no class"]["mIoU without 0"] == 0
 
 
 def mean_area(folder):
@@ -277,20 +414,24 @@ def test_damage_is_counted_and_left_out(damaged, run):
 
 
 def test_a_folder_that_is_none_is_a_mistake(tmp_path, damaged, run, capsys):
-    with pytest.raises(UserError, match="takes AVSBench's Single-source folder"):
+    with pytest.raises(UserError, match="has no list of videos: --data takes AVSBench's Single-source folder"):
         read_videos(tmp_path, LeftOut())
+    with pytest.raises(UserError, match=r"--setting ms3: .* is AVSBench's folder of s4: give --setting s4"):
+        read_videos(damaged, LeftOut(), "ms3")
     write_csv(damaged, [("whole", "test", "dog"), ("no_sound", "train", "dog")])
     with pytest.raises(SystemExit) as ended:
         run_segmentation(damaged, run)
     said = capsys.readouterr().err
-    assert ended.value.code == 2 and "has no whole video of the train split" in said and said.count("\n") == 1
+    assert ended.value.code == 2 and "has no whole video of the train split of s4" in said and said.count("\n") == 1
     (damaged / "s4_meta_data.csv").write_text("id,label\n1,2\n")
     with pytest.raises(UserError, match=r"columns \['id', 'label'\], expected name, category and split"):
         read_videos(damaged, LeftOut())
 
 
 def test_no_place_for_the_results_is_said_before_any_work(single_source, run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("training.evaluation.segmentation.decode", lambda video: pytest.fail("a video was read"))
+    monkeypatch.setattr(
+        "training.evaluation.heads.segmentation_data.decode", lambda *_, **__: pytest.fail("a video was read")
+    )
     evaluation, file = run.resolve() / "evaluation", tmp_path / "file"
     file.write_text("")
     for shut, more, expected in (

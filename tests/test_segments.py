@@ -274,9 +274,12 @@ def test_the_published_flickr_list() -> None:
 
 
 @needs_fixtures
-@pytest.mark.parametrize("name", ["ave_annotations.txt", "vggss.json"])
-def test_what_is_no_list_of_clips_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="holds no usable row: line 1: "):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("ave_annotations.txt", "holds no usable row: line 1: "), ("vggss.json", "vggss.json is no list of CAV-MAE's: ")],
+)
+def test_what_is_no_list_of_clips_is_refused(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         read_segments(META / name, clip_seconds=10.0)
 
 

@@ -30,8 +30,8 @@ _LABELS = 10  # of the most frequent, and of the rarest
 _KINDS = 4  # of the most frequent frame sizes and the like
 _QUIET = 12  # silent samples, near-silent ones and short ones shown beside the evenly spaced, each
 _CHOICES = (
-    "boxes", "class_labels", "clip_seconds", "decoder", "frame_fit", "frame_times", "frames", "keep_audio",
-    "min_seconds", "segments", "skip_silent",
+    "audio_only", "boxes", "class_labels", "clip_seconds", "decoder", "frame_fit", "frame_times", "frames",
+    "keep_audio", "min_seconds", "segments", "skip_silent",
 )  # fmt: skip
 _BRIGHT = 0.0  # log-mel level that is bright in all spectrograms: speech and music reach 3 to 5
 _NAMED = 20  # samples named in one line
@@ -95,7 +95,7 @@ def make_cards(facts: DatasetFacts, count: int) -> list[Card]:
                 metadata=metadata,
                 boxes=len(boxes),
                 quiet=sound_kinds(facts.folder, row),
-                frame=frame_picture(payload(facts.folder, row, FRAME_MEMBER), boxes),
+                frame=None if facts.is_sound_alone else frame_picture(payload(facts.folder, row, FRAME_MEMBER), boxes),
                 sound=spectrogram_picture(fbank.astype(np.float32), step=_STEP, bright=_BRIGHT),
             )
         )

@@ -27,7 +27,7 @@ def describe(run: Path) -> str:
     """
     checkpoint = find_checkpoint(run)
     config = read_config(checkpoint, needed=("data", "batch_size", "steps", "epochs"))
-    index = open_config(config)
+    index = open_config(config, looks=False)
     n, batch = len(index), config["batch_size"]
     state = read_state(checkpoint, n)
     done = state.place.samples_done(n)

@@ -14,6 +14,7 @@ from training.evaluation.localize import LocalizationConfig
 from training.evaluation.probe import ProbeConfig
 from training.evaluation.retrieval import RetrievalConfig
 from training.evaluation.segmentation import SegmentationConfig
+from training.evaluation.vggsounder import VggsounderConfig
 from training.out_of_memory import out_of_memory_told
 from training.stream.ring import WorkerError
 
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Any] = {
     "segmentation": SegmentationConfig,
     "ave": AveConfig,
     "avqa": AvqaConfig,
+    "vggsounder": VggsounderConfig,
 }  # each an EvaluationOptions with run()
 
 

@@ -118,11 +118,17 @@ class DatasetFacts:
             name: Counter() for name in ("Frame size", "Decoder", "Sample rate", "Channels")
         }
         for m in self.metadata:
-            found["Frame size"][f"{m.get('width')}×{m.get('height')}"] += 1
+            if not self.is_sound_alone:
+                found["Frame size"][f"{m.get('width')}×{m.get('height')}"] += 1
             found["Decoder"][str(m.get("decoder"))] += 1
             found["Sample rate"][f"{m.get('sample_rate')} Hz"] += 1
             found["Channels"][str(m.get("channels"))] += 1
-        return found
+        return {name: kinds for name, kinds in found.items() if kinds}
+
+    @property
+    def is_sound_alone(self) -> bool:
+        """Whether samples have no frame."""
+        return bool(self.recipe.get("audio_only"))
 
     def name(self, label: str) -> str:
         """What a label is called."""
@@ -256,7 +262,7 @@ def undecoded(found: DatasetFacts) -> list[str]:
     Raises:
         UserError: a sample is damaged; names shard, key and offset.
     """
-    looked_at = (row for row, _ in samples(found, MOST_METADATA))
+    looked_at = () if found.is_sound_alone else (row for row, _ in samples(found, MOST_METADATA))
     return [row["key"] for row in looked_at if looks_undecoded(payload(found.folder, row, FRAME_MEMBER))]
 
 

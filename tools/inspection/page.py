@@ -35,7 +35,7 @@ class Card:
     metadata: dict[str, Any]
     boxes: int
     quiet: list[str]
-    frame: Picture
+    frame: Picture | None  # None of sound alone
     sound: Picture
 
 
@@ -64,7 +64,9 @@ def _header(name: str, facts: DatasetFacts) -> str:
     ]
     recipe = facts.recipe
     kind = [str(facts.folder)]
-    if "frame_fit" in recipe:
+    if facts.is_sound_alone:
+        kind.append("sound alone")
+    elif "frame_fit" in recipe:
         kind.append(
             {"resize": "resized frames", "crop": "cropped frames"}.get(recipe["frame_fit"], recipe["frame_fit"])
         )
@@ -120,9 +122,10 @@ def _card(card: Card, longest: int) -> str:
     parts = "".join(f'<span class="quiet">{kind}</span> ' for kind in card.quiet)
     parts += "".join(f"<span>{escape(part)}</span> " for part in [*_described(said), *boxes])
     width = f"width:{100 * card.sound.width / longest:.4g}%"
+    frame = "" if card.frame is None else drawn(card.frame, ", ".join(["frame", *boxes]))
     return (
         f'<article class="card" data-text="{found}" data-quiet="{" ".join(card.quiet)}"><div class="pictures">'
-        f"{drawn(card.frame, ', '.join(['frame', *boxes]))}{drawn(card.sound, 'spectrogram', style=width)}</div>"
+        f"{frame}{drawn(card.sound, 'spectrogram', style=width)}</div>"
         f"<h3>{labels}</h3><p><code>{text(card.key)}</code></p>"
         f'<p class="soft parts">{parts}</p>'
         f'<p class="soft source" title="{escape(source)}">{text(source)}</p></article>'

@@ -64,7 +64,9 @@ class Folder:
         """The shards to check."""
         infos = {} if self.dataset is None else {info.name: info for info in self.dataset.shards}
         recipe = self.facts["recipe"]
-        members = member_names(recipe.get("frames", 1), recipe.get("keep_audio", False))
+        members = member_names(
+            recipe.get("frames", 1), recipe.get("keep_audio", False), recipe.get("audio_only", False)
+        )
         to_come = set(self.to_come)
         return [
             ShardTask(

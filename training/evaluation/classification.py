@@ -73,22 +73,29 @@ class ClassificationConfig(EvaluationOptions):
             UserError: the checkpoint was not fine-tuned, or for other classes, or there is no place for the result.
         """
         accelerator = self.join()
-        index = self.open_data(self.data, accelerator)
         loaded = load_classifier(self.checkpoint, accelerator.device)
+        index = self.open_data(self.data, accelerator, looks="v" in loaded.inputs)
         default = result_path(loaded.checkpoint, "classification", index)
         out = self.result_file(accelerator, loaded.checkpoint, default)
         labels, chosen = read_labels(index), self.chosen(index)
-        self._check(loaded, index, labels)
-        frames = FrameReader(index) if self.frames == "all" and "v" in loaded.inputs else None
-        if frames is not None and not frames.count:
-            frames = None
-        scores = self.predict(loaded, index, chosen.numbers, frames, accelerator)
+        self.check_classes(loaded, index)
+        check_single(loaded.task, labels, index)
+        scores, frames = self.scores(loaded, index, chosen.numbers, accelerator)
         result = self._result(loaded, index, labels, chosen, scores, frames)
         truth = labels.matrix(chosen.numbers).astype(bool)
         names = class_names(index.classes)
         publish(result, out, accelerator)
         self.save(accelerator, score_columns(sample_keys(index, chosen.numbers), scores.numpy(), truth, names))
         return result
+
+    def scores(
+        self, loaded: LoadedClassifier, index: DatasetIndex, chosen: Numbers, accelerator: Accelerator
+    ) -> tuple[Tensor, FrameReader | None]:
+        """`predict`, and what reads the frames over which it averages; None where it takes one frame."""
+        frames = FrameReader(index) if self.frames == "all" and "v" in loaded.inputs else None
+        if frames is not None and not frames.count:
+            frames = None
+        return self.predict(loaded, index, chosen, frames, accelerator), frames
 
     def predict(
         self,
@@ -116,13 +123,13 @@ class ClassificationConfig(EvaluationOptions):
         rows = cached_rows(chosen, compute, folder=None, batch_size=size, accelerator=accelerator, title="classify")
         return rows["scores"]
 
-    def _check(self, loaded: LoadedClassifier, index: DatasetIndex, labels: Labels) -> None:
+    def check_classes(self, loaded: LoadedClassifier, index: DatasetIndex) -> None:
+        """Raises UserError where the model was fine-tuned for other classes than the dataset's."""
         if loaded.class_list != class_list_hash(index.classes):
             raise UserError(
                 f"{self.data} has another class list than the dataset that {loaded.checkpoint} was fine-tuned on:"
                 " use the same --class-labels for both"
             )
-        check_single(loaded.task, labels, index)
 
     def _result(
         self,
@@ -138,7 +145,7 @@ class ClassificationConfig(EvaluationOptions):
         row = ROWS[loaded.inputs]
         found = scored(loaded.task, scores.numpy(), is_positive, class_names(index.classes))
         averaged = f"mean of the weights after {loaded.averaged} steps" if loaded.averaged else "last weights"
-        views = "one frame" if reader is None else f"probabilities averaged over {reader.count} frames {reader.times}"
+        views = views_of(reader)
         return Result(
             task="classification",
             data=", ".join(map(str, index.folders)),
@@ -159,6 +166,11 @@ class ClassificationConfig(EvaluationOptions):
             notes=(*notes_on_scores(loaded.task, scores.numpy(), is_positive), *chosen.notes),
             **tables_of({row: found}),
         )
+
+
+def views_of(reader: FrameReader | None) -> str:
+    """What is seen of a sample, in words."""
+    return "one frame" if reader is None else f"probabilities averaged over {reader.count} frames {reader.times}"
 
 
 @torch.no_grad()

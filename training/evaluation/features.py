@@ -155,7 +155,7 @@ class Embeddings:
     numbers: Numbers  # int64 [N], sample numbers in the index
     keys: list[str]
     audio: Tensor  # float32 [N, D]
-    image: Tensor  # float32 [N, D]
+    image: Tensor  # float32 [N, D]; [N, 0] where no frame is read
 
 
 def embed_dataset(
@@ -184,8 +184,10 @@ def embed_dataset(
 
     def compute(shares: Iterable[Share]) -> Iterator[tuple[Numbers, Rows]]:
         for batch in load(index, shares, seed=0, batch_size=min(batch_size, PIECE), workers=workers):
-            audio, image = loaded.encode_audio(batch.fbank), loaded.encode_image(batch.image[:, 0])
-            rows = {"audio": _pooled(loaded, audio, pool), "image": _pooled(loaded, image, pool)}
+            audio = _pooled(loaded, loaded.encode_audio(batch.fbank), pool)
+            rows = {"audio": audio, "image": torch.empty(len(audio), 0)}
+            if index.reads.frames:
+                rows["image"] = _pooled(loaded, loaded.encode_image(batch.image[:, 0]), pool)
             check_finite(loaded, rows, batch.keys)
             yield batch.numbers.numpy(), rows
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -45,21 +46,49 @@ class SampleNames:
         at_second = [f"{named[1]}_{1000 * int(named[2])}"] if named else []
         return next((self._numbers[key] for key in (name, file_key(bare), *at_second) if key in self._numbers), None)
 
+    def of_video(self, name: str) -> list[int]:
+        """The samples whose keys are a video's id and a time."""
+        return self._of_video.get(name, [])
+
+    @cached_property
+    def _of_video(self) -> dict[str, list[int]]:
+        videos: dict[str, list[int]] = {}
+        for key, number in self._numbers.items():
+            videos.setdefault(key.rpartition("_")[0], []).append(number)
+        return videos
+
 
 def read_keys(file: Path, option: str) -> list[str]:
-    """The first column of a list of keys, in its order: a key a line, or a CSV whose first column holds them.
+    """`keys_of` a file; raises as it and `read_list` do."""
+    return keys_of(read_list(file, option), option)
+
+
+def read_list(file: Path, option: str) -> str:
+    """The text of a list of keys.
 
     Args:
         option: as it was given, for messages.
 
     Raises:
-        UserError: the file cannot be read, names nothing, or a key twice.
+        UserError: the file cannot be read.
     """
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{option}: cannot be read ({error}): give a text file with a key a line") from error
-    wanted = [name for line in lines if (name := line.partition(",")[0].strip().strip('"'))]
+
+
+def keys_of(text: str, option: str) -> list[str]:
+    """The first column of a list of keys, in its order: a key a line, or a CSV whose first column holds them.
+
+    Raises:
+        UserError: it names nothing, or a key twice.
+    """
+    return distinct([name for line in text.splitlines() if (name := line.partition(",")[0].strip().strip('"'))], option)
+
+
+def distinct(wanted: list[str], option: str) -> list[str]:
+    """The names of a list as they are; raises UserError where there is none, or one twice."""
     if not wanted:
         raise UserError(f"{option}: the file names no key")
     if len(set(wanted)) != len(wanted):

@@ -128,14 +128,17 @@ class EvaluationOptions:
         if self.workers < 0:
             raise ValueError(f"--workers must be at least 0, got {self.workers}")
 
-    def begin(self, task: str) -> Session:
+    def begin(self, task: str, *, looks: bool = True) -> Session:
         """Joins the processes, opens the dataset, loads the model, and makes sure that results can be written.
+
+        Args:
+            looks: as of `open_index`.
 
         Raises:
             UserError: the dataset or the checkpoint cannot be used, or there is no place for the results.
         """
         accelerator = self.join()
-        index = self.open_data(self.data, accelerator)
+        index = self.open_data(self.data, accelerator, looks=looks)
         loaded = load_model(self.checkpoint, accelerator.device, precision=self.precision)
         return Session(
             task=task,
@@ -147,9 +150,9 @@ class EvaluationOptions:
             cache=self.feature_folder(loaded.checkpoint),
         )
 
-    def open_data(self, data: str, accelerator: Accelerator) -> DatasetIndex:
-        """Opens a dataset, and warns where much of it has next to no sound; raises as `open_index` does."""
-        index = open_index(data, cache_dir=self.cache_dir, cache_size=self.cache_size)
+    def open_data(self, data: str, accelerator: Accelerator, *, looks: bool = True) -> DatasetIndex:
+        """Opens a dataset, and warns where much of it has next to no sound; arguments and errors as of `open_index`."""
+        index = open_index(data, cache_dir=self.cache_dir, cache_size=self.cache_size, looks=looks)
         for line in index.quiet_warnings() if accelerator.is_main_process else ():
             warn(line)
         return index

@@ -171,8 +171,8 @@ class ProbeConfig(EvaluationOptions):
 
     def run(self) -> Result:
         """Embeds both datasets, probes, prints the table."""
-        session = self.begin("probe")
-        index = self.open_data(self.eval_data, session.accelerator)
+        session = self.begin("probe", looks=self.inputs != "a")
+        index = self.open_data(self.eval_data, session.accelerator, looks=self.inputs != "a")
         labels, eval_labels = self._labels(session.index, index)
         chosen = self.chosen(index)
         out = result_path(session.loaded.checkpoint, "probe", index) if self.out is None else self.out

@@ -32,7 +32,8 @@ def make_finetune_loop(config: FinetuneConfig, accelerator: Accelerator) -> Loop
     Raises:
         UserError: the dataset has no labels, or not such ones; what `Loop` raises.
     """
-    index = open_index(*config.data, cache_dir=config.cache_dir, cache_size=config.cache_size)
+    looks = "v" in config.inputs
+    index = open_index(*config.data, cache_dir=config.cache_dir, cache_size=config.cache_size, looks=looks)
     labels = read_labels(index)
     config = resolve(config, index, labels)
     return Loop(config, accelerator, index, make_stream(config, index, labels), Finetuning(config, labels))

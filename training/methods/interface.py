@@ -20,16 +20,18 @@ class Reads:
     """What a method wants of each sample: nothing else is read from the shards."""
 
     frames: int = 1
-    """Frames of a sample."""
+    """Frames of a sample. 0: none; a batch then holds one black frame of each, which nobody looks at."""
     choose: Choose = "middle"
     """The one in the middle; a random one, or as many at random places (in their order); or as many in a row."""
     waveform_seconds: float = 0.0
     """Seconds of sound at 16 kHz, at a random place of the clip (make-shards --keep-audio); 0 for none."""
 
     def __post_init__(self) -> None:
-        if self.frames < 1:
-            raise ValueError(f"reads.frames is {self.frames}: allowed are 1 and more")
-        if self.choose == "middle" and self.frames != 1:
+        if self.frames < 0:
+            raise ValueError(f"reads.frames is {self.frames}: allowed are 0 and more")
+        if self.choose != "middle" and not self.frames:
+            raise ValueError(f"reads.frames is 0, but reads.choose is {self.choose!r}: of no frames none is chosen")
+        if self.choose == "middle" and self.frames > 1:
             raise ValueError(f"reads.frames is {self.frames}, but reads.choose is 'middle', which is one frame")
         if not 0 <= self.waveform_seconds <= 10:
             raise ValueError(f"reads.waveform_seconds is {self.waveform_seconds}: allowed are 0 to 10")

@@ -35,7 +35,7 @@ def choose(reads: Reads, seeds: Numbers, stored: Numbers, valid_frames: Numbers)
         valid_frames: int64 [n], rows of each fbank before its padding: how long the clip is.
     """
     if reads.choose == "middle":
-        return Choice(np.full((len(seeds), 1), MIDDLE), np.full(len(seeds), 0.5))
+        return Choice(np.full((len(seeds), reads.frames), MIDDLE), np.full(len(seeds), 0.5))
     sound = uniform(seeds, SOUND, 1)[:, 0]
     draws = uniform(seeds, FRAMES, int(stored.max()))
     frames = np.empty((len(seeds), reads.frames), np.int64)

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,12 +94,19 @@ class DatasetIndex:
         cache: CacheFolder | None = None,
         *,
         reads: Reads = Reads(),  # noqa: B008 (frozen)
+        looks: bool = True,
     ) -> None:
         """
+        Args:
+            looks: as of `open_index`.
+
         Raises:
             UserError: a dataset does not store what `reads` asks for; names the options of make-shards that do.
         """
+        if not looks and any(map(_is_sound_alone, datasets)):
+            reads = replace(reads, frames=0, choose="middle")
         self.reads = reads
+        _check_frames(folders, datasets, reads)
         self.folders = list(folders)
         self.datasets = list(datasets)
         self.shards = [shard for dataset in datasets for shard in dataset.shards]
@@ -249,7 +256,7 @@ class DatasetIndex:
     def _members(self, shard: int) -> list[str]:
         """The members of a shard's samples that may be read."""
         stored = int(self._stored[self._of_dataset[shard]])
-        frames = [extra_frame_member(i) for i in range(stored)] if stored else [FRAME_MEMBER]
+        frames = [extra_frame_member(i) for i in range(stored)] if stored else [FRAME_MEMBER] * self.reads.frames
         return [*frames, FBANK_MEMBER, *([AUDIO_MEMBER] if self.reads.waveform_seconds else [])]
 
     def _stored_frames(self) -> npt.NDArray[np.int64]:
@@ -293,6 +300,20 @@ def _frame_member(number: int) -> str:
     return FRAME_MEMBER if number == MIDDLE else extra_frame_member(number)
 
 
+def _is_sound_alone(dataset: Dataset) -> bool:
+    return bool(dataset.recipe.get("audio_only"))
+
+
+def _check_frames(folders: Sequence[storage.Place], datasets: Sequence[Dataset], reads: Reads) -> None:
+    """Raises UserError where frames are to be read of samples that are sound alone."""
+    for folder, dataset in zip(folders, datasets, strict=True):
+        if reads.frames and _is_sound_alone(dataset):
+            raise UserError(
+                f"{folder} holds sound alone (make-shards --audio-only), and frames are read of it: make it without "
+                "--audio-only, or give --inputs a where a command has that option"
+            )
+
+
 def _check_stored(folder: storage.Place, reads: Reads, frames: int, has_sound: bool) -> None:
     """Raises UserError where samples do not hold what is to be read of them."""
     lacking = []
@@ -334,6 +355,7 @@ def open_index(
     cache_dir: Path | None = None,
     cache_size: str = DEFAULT_SIZE,
     reads: Reads = Reads(),  # noqa: B008 (frozen)
+    looks: bool = True,
 ) -> DatasetIndex:
     """Opens complete datasets for reading.
 
@@ -342,6 +364,8 @@ def open_index(
         cache_dir: where shards of remote datasets are kept; None for `~/.cache/crossmae`. Not looked at without URLs.
         cache_size: the most that it holds, as 200GB.
         reads: what is to be read of each sample.
+        looks: whether frames are looked at. Where not, datasets of sound alone are taken too; with one, no frame of any
+            is read.
 
     Raises:
         UserError: a folder is no complete dataset, its files are not the ones dataset.json lists, it does not store
@@ -369,16 +393,17 @@ def open_index(
     cache = None
     if any(isinstance(folder, storage.Remote) for folder in folders):
         cache = CacheFolder(default_folder() if cache_dir is None else cache_dir, parse_size(cache_size))
-    return DatasetIndex(folders, datasets, cache, reads=reads)
+    return DatasetIndex(folders, datasets, cache, reads=reads, looks=looks)
 
 
-def open_config(config: dict[str, Any]) -> DatasetIndex:
-    """Opens the datasets of a run, as its config.json names them; raises as `open_index` does."""
+def open_config(config: dict[str, Any], *, looks: bool = True) -> DatasetIndex:
+    """Opens the datasets of a run, as its config.json names them; `looks` and errors as of `open_index`."""
     cache_dir = config.get("cache_dir")
     return open_index(
         *map(str, config.get("data", [])),
         cache_dir=None if cache_dir is None else Path(cache_dir),
         cache_size=config.get("cache_size", DEFAULT_SIZE),
+        looks=looks,
     )
 
 

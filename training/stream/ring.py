@@ -68,7 +68,7 @@ def make_slots(count: int, batch_size: int, reads: Reads = Reads()) -> tuple[mma
     Anonymous, so that the size of /dev/shm (64 MB in most containers) is no limit.
     """
     arrays: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
-        "image": ((batch_size, reads.frames, FRAME_SIZE, FRAME_SIZE, 3), np.dtype(np.uint8)),
+        "image": ((batch_size, max(reads.frames, 1), FRAME_SIZE, FRAME_SIZE, 3), np.dtype(np.uint8)),
         "fbank": ((batch_size, *FBANK_SHAPE), FBANK_DTYPE),
         "sound": ((batch_size, round(reads.waveform_seconds * SAMPLE_RATE)), np.dtype(np.int16)),
         "heard": ((batch_size,), np.dtype(np.int32)),

@@ -1,17 +1,10 @@
-"""AVSBench's single-source set, S4 (Zhou et al., ECCV 2022), as it is distributed: 5 s of a video, a frame a second.
-
-    s4_meta_data.csv                                    name,split,category and others, in any order
-    s4_data/ (or beside the CSV)
-      visual_frames/SPLIT/CATEGORY/NAME/NAME_1.png      ... NAME_5.png, 224 x 224
-      gt_masks/SPLIT/CATEGORY/NAME/NAME_1.png           ... NAME_5.png; of the training split only the first
-      audio_wav/SPLIT/CATEGORY/NAME.wav                 16-bit PCM, any rate
+"""What the files of AVSBench's videos hold (`avsbench_layouts.py`: which files).
 
 Decoding is the standard library's `wave` and Pillow; the fbank is torchaudio's, with the constants of shards_spec.
 """
 
-import csv
+import functools
 import hashlib
-import re
 import wave
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,99 +15,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from shards_spec.errors import UserError, is_refusal
+from shards_spec.errors import is_refusal
 from shards_spec.sample import FBANK_FRAMES, FBANK_MELS, FBANK_SHIFT_MS, FBANK_WINDOW_MS, FRAME_SIZE, SAMPLE_RATE
-from training.evaluation.heads.left_out import LeftOut
+from training.evaluation.heads.avsbench_layouts import SECONDS, Video
 
 # F frames of a video, S pixels a side, T fbank rows, M mel bins.
-SECONDS = 5
-ANNOTATED = {"train": 1, "val": SECONDS, "test": SECONDS}  # frames with a mask, the first ones
-CSV = "s4_meta_data.csv"
+CLASSES = 71  # of the release with classes: 70, and 0 for what does not sound
 UNREADABLE = ("videos with an unreadable picture", "videos whose sound is no 16-bit PCM WAV of at least 25 ms")
-_NAME = re.compile(r"(?!\.)[^/\\\0]{1,200}")  # of a file or folder here: leads nowhere else
 _WINDOW = SAMPLE_RATE * FBANK_WINDOW_MS // 1000  # samples
-
-
-@dataclass(frozen=True, kw_only=True)
-class Video:
-    """One video of a split, and where its files lie."""
-
-    name: str
-    folder: Path  # of visual_frames, gt_masks and audio_wav
-    place: str  # SPLIT/CATEGORY
-    frames: int  # F, those with a mask
-
-    @property
-    def wav(self) -> Path:
-        """Its sound."""
-        return self.folder / "audio_wav" / self.place / f"{self.name}.wav"
-
-    def pictures(self, kind: str) -> list[Path]:
-        """Its annotated frames (`visual_frames`) or their masks (`gt_masks`), in time."""
-        folder = self.folder / kind / self.place / self.name
-        return [folder / f"{self.name}_{second}.png" for second in range(1, self.frames + 1)]
-
-    def files(self) -> list[Path]:
-        """All that is read of it."""
-        return [self.wav, *self.pictures("visual_frames"), *self.pictures("gt_masks")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
     """What a video holds."""
 
-    fbank: Tensor  # float16 [T, M], as shards hold it: zero rows after the 5 s
+    fbank: Tensor  # float16 [T, M], as shards hold it: zero rows after its seconds
     frames: Tensor  # uint8 [F, S, S, 3]
-    masks: Tensor  # bool [F, S, S], the sounding object
-
-
-def read_videos(folder: Path, left_out: LeftOut) -> dict[str, list[Video]]:
-    """The videos of each split whose files are all there, in the CSV's order.
-
-    Args:
-        left_out: is told of damaged rows, and of videos with a file missing.
-
-    Raises:
-        UserError: there is no CSV of this form, or no video to train or to test on.
-    """
-    path = folder / CSV
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: --data takes AVSBench's Single-source folder, with {CSV} in it")
-    data = folder / "s4_data" if (folder / "s4_data").is_dir() else folder
-    videos: dict[str, list[Video]] = {split: [] for split in ANNOTATED}
-    for line, name, category, split in _read_rows(path):
-        if split not in ANNOTATED:
-            left_out.add(f"rows whose split is none of {', '.join(ANNOTATED)}", f"{CSV}:{line}")
-        elif not _NAME.fullmatch(name) or not _NAME.fullmatch(category):
-            left_out.add("rows without a name and a category that can be files", f"{CSV}:{line}")
-        else:
-            video = Video(name=name, folder=data, place=f"{split}/{category}", frames=ANNOTATED[split])
-            missing = next((file for file in video.files() if not file.is_file()), None)
-            if missing is None:
-                videos[split].append(video)
-            else:
-                left_out.add(f"videos with a file missing in {missing.relative_to(data).parts[0]}", f"{split}/{name}")
-    for split in ("train", "test"):
-        if not videos[split]:
-            raise UserError(
-                f"{folder} has no whole video of the {split} split: expected visual_frames, gt_masks and audio_wav in"
-                f" {data}{''.join(f'; {note}' for note in left_out.notes())}"
-            )
-    return videos
-
-
-def _read_rows(path: Path) -> list[tuple[int, str, str, str]]:
-    """Line number, name, category and split of each row."""
-    columns = ("name", "category", "split")
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        reader = csv.DictReader(line.replace("\0", "") for line in file)
-        try:
-            if not set(columns) <= set(reader.fieldnames or ()):
-                raise UserError(f"{path} has the columns {reader.fieldnames}, expected name, category and split")
-            rows = [(reader.line_num, [str(row[column] or "").strip() for column in columns]) for row in reader]
-        except csv.Error as error:
-            raise UserError(f"{path}:{reader.line_num} is no CSV ({error}): fetch it again") from error
-    return [(line, name, category, split) for line, (name, category, split) in rows]
+    masks: Tensor  # [F, S, S], bool: what sounds; or uint8: its class, 0 for none
 
 
 def fingerprint(videos: list[Video]) -> str:
@@ -126,26 +43,35 @@ def fingerprint(videos: list[Video]) -> str:
     return digest.hexdigest()
 
 
-def decode(video: Video) -> Decoded | str:
+def decode(video: Video, *, classes: bool = False) -> Decoded | str:
     """What a video holds, or which of UNREADABLE it is.
+
+    Args:
+        classes: masks are classes, of a video that has colours.
 
     Raises:
         OSError: the system does not give a file.
     """
     try:
-        frames = np.stack([_picture(path, "RGB") for path in video.pictures("visual_frames")])
-        masks = np.stack([_picture(path, "L") for path in video.pictures("gt_masks")])
+        frames = np.stack([_picture(path, "RGB", Image.Resampling.BICUBIC) for path in video.frames])
+        mode = "RGB" if video.has_colours else "L"
+        masks = np.stack([_picture(path, mode, Image.Resampling.NEAREST) for path in video.masks])
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's for damaged files
         if is_refusal(error):
             raise
         return UNREADABLE[0]
     try:
-        fbank = kaldi_fbank(read_wav(video.wav))
+        fbank = kaldi_fbank(read_wav(video.wav, seconds=video.seconds))
     except (OSError, EOFError, ValueError, wave.Error) as error:
         if is_refusal(error):
             raise
         return UNREADABLE[1]
-    return Decoded(fbank=fbank, frames=torch.from_numpy(frames), masks=torch.from_numpy(is_foreground(masks)))
+    if video.has_colours:
+        of_class = classes_of_colours(masks)
+        sounding = of_class if classes else of_class > 0
+    else:
+        sounding = is_foreground(masks)
+    return Decoded(fbank=fbank, frames=torch.from_numpy(frames), masks=torch.from_numpy(sounding))
 
 
 def is_foreground(masks: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
@@ -154,18 +80,39 @@ def is_foreground(masks: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     return (brightest > 0) & (2 * masks.astype(np.int64) >= brightest)
 
 
-def _picture(path: Path, mode: str) -> npt.NDArray[np.uint8]:
-    """uint8 [S, S] or [S, S, 3]; another size is squashed, masks without inventing values."""
+def classes_of_colours(masks: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The class of each pixel, uint8 [...], of colours [..., 3]; a colour of none is 0, as in AVSBench's dataloader.
+
+    The colours are PASCAL VOC's: bits 0, 3, 6 of the class are the highest of red, bits 1, 4, 7 those of green, and
+    bits 2, 5, 8 those of blue.
+    """
+    wide = masks.astype(np.uint32)
+    return _class_table()[wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]]
+
+
+@functools.cache
+def _class_table() -> npt.NDArray[np.uint8]:
+    """The class of each colour, uint8 [2^24]."""
+    table = np.zeros(1 << 24, np.uint8)
+    for number in range(CLASSES):
+        red, green, blue = (
+            sum(((number >> (3 * place + side)) & 1) << (7 - place) for place in range(3)) for side in range(3)
+        )
+        table[red << 16 | green << 8 | blue] = number
+    return table
+
+
+def _picture(path: Path, mode: str, how: Image.Resampling) -> npt.NDArray[np.uint8]:
+    """uint8 [S, S] or [S, S, 3]; another size is squashed."""
     with Image.open(path) as picture:
         converted = picture.convert(mode)
     if converted.size != (FRAME_SIZE, FRAME_SIZE):
-        how = Image.Resampling.NEAREST if mode == "L" else Image.Resampling.BICUBIC
         converted = converted.resize((FRAME_SIZE, FRAME_SIZE), how)
     return np.asarray(converted)
 
 
-def read_wav(path: Path) -> Tensor:
-    """A 16-bit PCM WAV as float32 [samples] in [-1, 1]: mono (mean of the channels), 16 kHz.
+def read_wav(path: Path, *, seconds: int = SECONDS) -> Tensor:
+    """The first seconds of a 16-bit PCM WAV, float32 [samples] in [-1, 1]: mono (mean of the channels), 16 kHz.
 
     Raises:
         wave.Error, EOFError, OSError: it is no WAV.
@@ -182,7 +129,7 @@ def read_wav(path: Path) -> Tensor:
         from torchaudio.functional import resample  # torchaudio is slow to import, and no other task needs it
 
         waveform = resample(waveform, rate, SAMPLE_RATE)
-    return waveform[: SECONDS * SAMPLE_RATE]
+    return waveform[: seconds * SAMPLE_RATE]
 
 
 def kaldi_fbank(waveform: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""How well masks fit: IoU and F-score of frames, in the two conventions that papers use under the same names.
+"""How well masks fit: IoU and F-score of frames, in the three conventions that papers use under the same names.
 
 AVSBench (its avs_scripts/avs_s4: test.py, utils/utility.py) scores the foreground, video by video; DeepAVFusion
-(its eval_avsegm.py) averages the background's IoU in, and takes another threshold for the F of each frame.
+(its eval_avsegm.py) averages the background's IoU in, and takes another threshold for the F of each frame; ACL-SSL
+(its AVSBench/eval_utils.py) takes one threshold for all frames of all videos.
 """
 
 from collections.abc import Iterable
@@ -92,6 +93,7 @@ def summarise(frames: Iterable[FrameScores]) -> dict[str, float | None]:
     threshold (its test.py scores a video at a time); a video without any annotated pixel has F = 0.
     mIoU+bg, F per frame: DeepAVFusion's, over frames with annotated pixels.
     F@0.5: mean over these, at the threshold of the IoU.
+    F one threshold: ACL-SSL's (its AVSBench/eval_utils.py), the best threshold for these frames together.
     """
     videos = list(frames)
     ious = [video.iou.mean().item() for video in videos]
@@ -99,7 +101,7 @@ def summarise(frames: Iterable[FrameScores]) -> dict[str, float | None]:
     is_scored = ~torch.cat([video.is_empty for video in videos])
     of_frames = {
         name: torch.cat([getattr(video, name) for video in videos])[is_scored]
-        for name in ("iou", "background_iou", "f_best", "f_half")
+        for name in ("iou", "background_iou", "f_best", "f_half", "f_curve")
     }
     sides = [_mean(of_frames["background_iou"]), _mean(of_frames["iou"])]
     known = [side for side in sides if side is not None]
@@ -107,6 +109,7 @@ def summarise(frames: Iterable[FrameScores]) -> dict[str, float | None]:
         "mIoU": 100 * sum(ious) / len(ious),
         "F": 100 * sum(fs) / len(fs),
         "F@0.5": _mean(of_frames["f_half"]),
+        "F one threshold": 100 * of_frames["f_curve"].mean(dim=0).max().item() if is_scored.any() else None,
         "mIoU+bg": sum(known) / len(known) if known else None,
         "F per frame": _mean(of_frames["f_best"]),
     }

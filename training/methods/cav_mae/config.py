@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from training.methods.shared.config_values import check_literals, check_sizes
+from training.methods.shared.config_values import StackConfig, check_literals, check_sizes
 from training.methods.shared.patches import FBANK_TOKENS, IMAGE_TOKENS
 
 AudioMasking = Literal["uniform", "time", "frequency", "time-frequency"]
@@ -17,18 +17,6 @@ Direction = Literal["video_to_audio", "both"]
 def kept_count(tokens: int, ratio: float) -> int:
     """Tokens that stay visible where `ratio` of them is hidden: rounded down, as the code does. 0.65 of 196: 68."""
     return int(tokens * (1 - ratio))
-
-
-@dataclass(frozen=True, kw_only=True)
-class StackConfig:
-    """A stack of ViT blocks."""
-
-    dim: int
-    """Width."""
-    depth: int
-    """Blocks."""
-    heads: int
-    """Attention heads."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,5 +7,5 @@ encoder.py        the ViT of one modality, and the attention of its [CLS] token
 blocks.py         cross-attention, and initialisation
 contrast.py       the contrastive loss over the global batch
 losses.py         reconstruction losses
-config_values.py  configs to JSON values and back
+config_values.py  what several configs hold; configs to JSON values and back
 """

@@ -1,7 +1,19 @@
-"""Configs to JSON values and back, and checks that several of them make."""
+"""What several configs hold; configs to JSON values and back, and checks that they make."""
 
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackConfig:
+    """A stack of ViT blocks."""
+
+    dim: int
+    """Width."""
+    depth: int
+    """Blocks."""
+    heads: int
+    """Attention heads."""
 
 
 def from_dict(cls: type, values: Any, path: str = "") -> Any:
