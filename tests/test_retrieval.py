@@ -232,8 +232,12 @@ def test_a_pool_of_cav_maes_list(index, tmp_path):
     numbers, rule = choose(index, parse_pool(f"keys:{file}"), seed=0)
     assert numbers.tolist() == [4, 7, 30]
     assert rule == "the clips in vgg_test_5_per_class.json, of which the dataset lacks 1 of 4"
+    file.write_text(json.dumps({"data": [{"video_id": f"{ids[0]}.mp4"}]}))
+    assert choose(index, parse_pool(f"keys:{file}"), seed=0)[0].tolist() == [4]
     for text, said in (
         ('{"data": [{"wav": "a"}]}', "is no list of CAV-MAE's"),
+        ('{"data": [{"video_id": "a"}, {"video_id": "a"}]}', "a stands there twice"),
+        ('{"data": []}', "names no key"),
         ('{"data": [{"video_id": "gone0000000"}]}', "the dataset has none of its 1 clips, as .'gone0000000'."),
     ):
         file.write_text(text)

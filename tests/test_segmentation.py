@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import wave
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,10 @@ from training.evaluation.heads.avsbench import (
 )
 from training.evaluation.heads.avsbench_layouts import read_videos
 from training.evaluation.heads.left_out import LeftOut
+from training.evaluation.heads.segmentation_data import Split
 from training.evaluation.heads.segmentation_metrics import f_curves, frame_scores, summarise
 from training.evaluation.heads.semantic_metrics import class_scores, summarise_classes
-from training.evaluation.segmentation import MaskHead
+from training.evaluation.segmentation import MaskHead, scores
 
 # -------------------------------------------------------------------- metrics
 
@@ -286,6 +288,14 @@ def release(tmp_path_factory):
     return folder
 
 
+def test_masks_of_multi_sources_may_be_0_and_1(multi_sources, tmp_path):
+    video = read_videos(multi_sources, LeftOut())["test"][0]
+    dim = tuple(tmp_path / mask.name for mask in video.masks)
+    for mask, path in zip(video.masks, dim, strict=True):
+        Image.open(mask).point(lambda value: value // 255).save(path)
+    assert torch.equal(decode(replace(video, masks=dim)).masks, decode(video).masks)
+
+
 def test_the_release_holds_all_settings(release):
     s4, ms3, avss = (read_videos(release, LeftOut(), setting) for setting in ("s4", "ms3", "avss"))
     for setting, train, test in ((s4, [1], [5]), (ms3, [5], [5]), (avss, [1, 5, 10], [5, 5, 10])):
@@ -354,6 +364,7 @@ def test_the_command_learns_to_find_a_square(single_source, run, tmp_path, capsy
 
 def test_the_command_takes_each_setting(multi_sources, release, run):
     result = run_segmentation(multi_sources, run, "--epochs=1", "--channels=4")
+    assert result["protocol_name"].startswith("AVSBench MS3 (mIoU, F); ACL-SSL")
     assert "AVSBench MS3" in result["protocol"] and "the annotated frames (5)" in result["protocol"]
     assert result["pool"] == 1 and result["paper"] == {}
     result = run_segmentation(release, run, "--epochs=1", "--channels=4", "--setting=s4")
@@ -371,6 +382,31 @@ def test_the_command_scores_classes(release, run):
     empty = torch.cat([decode(video, classes=True).masks == 0 for video in videos]).double().mean().item()
     assert trivial["no class"]["mIoU"] == pytest.approx(100 * empty / 71)
     assert trivial["no class"]["mIoU without 0"] == 0
+    low, high = result["intervals"]["audio + image"]["mIoU there"]
+    assert low <= ours["mIoU there"] <= high
+
+
+def test_of_classes_some_videos_can_be_scored_and_saved(release, run, tmp_path):
+    keys, saved = tmp_path / "some.txt", tmp_path / "frames.parquet"
+    keys.write_text("v1m_test\nv2_test\ngone\n")
+    result = run_segmentation(
+        release, run, "--epochs=1", "--channels=4", f"--keys={keys}", f"--save-predictions={saved}"
+    )
+    assert result["pool"] == 2 and result["pool_rule"] == "test videos, 5 or 10 frames each; the names in some.txt"
+    assert "--keys some.txt: 1 of 3 keys are not in the dataset (gone)" in result["notes"]
+    frames = parquet.read_table(saved).to_pydict()
+    assert frames["key"] == ["v1m_test"] * 5 + ["v2_test"] * 10 and frames["frame"] == [*range(5), *range(10)]
+    assert frames["truth"] == ["0;2"] * 5 + ["0;9"] * 10
+    assert all(0 <= value <= 1 for value in frames["mIoU"] + frames["mean F"])
+
+
+def test_answers_of_classes_that_are_no_numbers_are_refused(release):
+    video = read_videos(release, LeftOut(), "s4")["train"][0]  # of one frame
+    split = Split(
+        videos=[video], tokens=torch.empty(1), audio=torch.empty(1), masks=torch.zeros(1, 2, 2, dtype=torch.uint8)
+    )
+    with pytest.raises(UserError, match="classes are not finite"):
+        scores(split, [torch.full((1, 3, 2, 2), torch.nan)])
 
 
 def mean_area(folder):

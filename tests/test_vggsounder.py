@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from pyarrow import parquet
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 
 from shards_spec.errors import UserError
@@ -125,6 +126,19 @@ def test_the_command_scores_a_model_of_one_label_a_clip(tmp_path, capsys):
         "left out, samples without a row in the CSV: 4",
         "left out, labels that are not in the class list: 1",
     ]
+    for name, ends in result["intervals"].items():
+        assert list(ends) == ["Hit@1", "F1@1", "exact@1", *(f"{m}@{k}" for k in (3, 5, 10) for m in ("Hit", "F1"))]
+        assert all(low <= result["metrics"][name][column] <= high for column, (low, high) in ends.items())
+    keys, saved = tmp_path / "some.txt", tmp_path / "answers.parquet"
+    keys.write_text("clip0000000_000000\ngone0000000_000000\n")
+    evaluate(["vggsounder", f"--annotations={csv}", f"--keys={keys}", f"--save-predictions={saved}", *arguments])
+    some = json.loads((run / "evaluation" / "vggsounder-shards.json").read_text())
+    assert some["pool"] == 1 and some["pool_rule"] == "clips of vggsounder.csv; the keys in some.txt"
+    assert "--keys some.txt: 1 of 2 keys are not in the dataset (gone0000000_000000)" in some["notes"]
+    table = parquet.read_table(saved).to_pydict()
+    assert (table["key"], table["truth"], table["modality"]) == (["clip0000000_0"], ["class 3;class 5"], ["A;AV"])
+    assert len([column for column in table if column.startswith("score of ")]) == 12
+    capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         evaluate(["vggsounder", f"--annotations={write(tmp_path, 'gone0000000_000000,class 1,A')}", *arguments])
     said = capsys.readouterr().err

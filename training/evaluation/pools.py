@@ -89,7 +89,7 @@ def _named(index: DatasetIndex, file: Path) -> tuple[Numbers, str]:
     if is_json:
         if not len(numbers):
             raise UserError(f"{option}: the dataset has none of its {len(wanted):,} clips, as {wanted[:1]}")
-        return numbers, (f"the clips in {file.name}, of which the dataset lacks {len(unknown):,} of {len(wanted):,}")
+        return numbers, f"the clips in {file.name}, of which the dataset lacks {len(unknown):,} of {len(wanted):,}"
     if unknown:
         raise UserError(
             f"{option}: {len(unknown)} of {len(wanted)} keys are not in the dataset, the first: {unknown[0]}"
