@@ -40,6 +40,8 @@ def _value(kind: Any, value: Any, path: str) -> Any:
         return from_dict(kind, value, f"{path}.")
     if kind is float and type(value) is int:  # JSON writers may drop the point of 1.0
         return float(value)
+    if isinstance(value, list) and not isinstance(kind, type):  # JSON has no tuples
+        return tuple(value)
     if isinstance(kind, type) and type(value) is not kind:
         raise ValueError(f"{path} is {value!r}: allowed is a value of type {kind.__name__}")
     return value
