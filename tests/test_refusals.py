@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +175,9 @@ def test_every_command_tells_what_the_system_refuses_in_one_line(tmp_path, capsy
     with pytest.raises(SystemExit) as ended, one_line_errors("command"):
         raise UserError("two\nlines")
     assert ended.value.code == 2 and capsys.readouterr().err == "command: error: two lines\n"
+    with pytest.raises(SystemExit) as ended, one_line_errors("command"):
+        signal.raise_signal(signal.SIGINT)
+    assert ended.value.code == 130 and capsys.readouterr().err == "command: stopped by SIGINT\n"
 
 
 def test_reasons_are_the_systems_own_words():
