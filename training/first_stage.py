@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from shards_spec.errors import UserError
+from training.checkpoint import WEIGHTS_FILE
 from training.config import RunConfig
 from training.methods.crossmae.config import CrossMAEConfig
 from training.methods.shared.encoder import EncoderConfig
