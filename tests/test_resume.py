@@ -122,7 +122,9 @@ def test_what_may_not_change_is_refused(dataset, run, arguments, message, capsys
     assert message in mistake(capsys, *SMALL, f"--data={dataset}", f"--out={run}", *BEGUN, *arguments)
 
 
-@pytest.mark.parametrize("damage", [{"lr": "2e-5"}, {"betas": 3}, {"betas": ["a", "b"]}, {"clip_grad": -1}])
+@pytest.mark.parametrize(
+    "damage", [{"lr": "2e-5"}, {"betas": 3}, {"betas": ["a", "b"]}, {"betas": {}}, {"betas": [0.9]}, {"clip_grad": -1}]
+)
 def test_damaged_options_of_the_optimizer_are_told_with_their_file(damage, dataset, run, capsys):
     (checkpoint,) = checkpoints(run)
     config = json.loads((checkpoint / "config.json").read_text())

@@ -165,7 +165,8 @@ def _optimizer_options(config: dict[str, Any], checkpoint: Path) -> OptimizerCon
     known = asdict(OptimizerConfig())
     told = {name: value for name, value in config.get("optimizer", {}).items() if name in known}
     try:
-        return OptimizerConfig(**told | {"betas": tuple(told.get("betas", known["betas"]))})
+        first, second = told.get("betas", known["betas"])
+        return OptimizerConfig(**told | {"betas": (first, second)})
     except (TypeError, ValueError) as error:
         raise UserError(f"{checkpoint / CONFIG_FILE} is damaged ({error}): resume from another checkpoint") from error
 
