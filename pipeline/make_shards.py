@@ -32,7 +32,7 @@ from shards_spec import storage
 from shards_spec.command_line import one_line_errors, parse
 from shards_spec.cores import usable_cores
 from shards_spec.dataset import DATASET_FILE
-from shards_spec.errors import UserError
+from shards_spec.errors import UserError, refusal
 from shards_spec.messages import tell, warn
 
 _GO_ON = "run the same command again to go on"
@@ -58,8 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tell(f"stopped by {signal.Signals(ended.number).name}; finished shards are kept, {_GO_ON}")
             return 128 + ended.number
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            tell(f"error: {where}{error.strerror or error}; finished shards are kept, mend this and {_GO_ON}")
+            tell(f"error: {refusal(error)}; finished shards are kept, mend this and {_GO_ON}")
             return 1
 
 

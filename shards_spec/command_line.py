@@ -16,13 +16,14 @@ from shards_spec.messages import speaker, speaking_as, tell
 
 Config = TypeVar("Config")
 _HELP = {"-h", "--help"}
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 @contextlib.contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
     """Runs a command, which speaks as `program`, and ends it with one line on stderr where something is wrong.
 
-    With status 2 on UserError, with 1 on OSError. What it cannot print is dropped (messages.py).
+    With status 2 on UserError, with 1 on OSError, with 130 on Ctrl-C. What it cannot print is dropped (messages.py).
     """
     with speaking_as(program):
         try:
@@ -33,6 +34,9 @@ def one_line_errors(program: str) -> Iterator[None]:
         except OSError as error:
             tell(f"error: {refusal(error)}")
             raise SystemExit(1) from None
+        except KeyboardInterrupt:
+            tell("stopped by SIGINT")
+            raise SystemExit(_INTERRUPTED) from None
 
 
 def parse(

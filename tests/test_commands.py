@@ -15,6 +15,8 @@ from shards_spec.errors import UserError
 from tests.runs import ROOT
 from training.config import TrainConfig
 from training.finetune.config import FinetuneConfig
+from training.methods.crossmae import CrossMAEConfig
+from training.recipes import recipe
 
 MODULES = sorted(
     path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
@@ -72,11 +74,15 @@ def test_the_version_is_said_once():
 @pytest.mark.parametrize(
     ("config", "words", "said"),
     [
-        (TrainConfig, ["--epocs", "3"], "--epocs, 3; perhaps you meant: --epochs FLOAT (see program --help)"),
         (
-            TrainConfig,
+            TrainConfig[CrossMAEConfig],
+            ["--epocs", "3"],
+            "--epocs, 3; perhaps you meant: --epochs FLOAT (see program --help)",
+        ),
+        (
+            TrainConfig[CrossMAEConfig],
             ["--optimizer.lrr", "3", "--sede", "1"],
-            "; arguments similar to --optimizer.lrr: --optimizer.lr FLOAT, --optimizer.scale-lr,",
+            "; arguments similar to --optimizer.lrr: --optimizer.lr FLOAT, --optimizer.least-lr FLOAT,",
         ),
         ({"a": FinetuneConfig, "b": FinetuneConfig}, ["a", "--hed-lr", "3"], "; perhaps you meant: --head-lr"),
         ({"one": FinetuneConfig, "two": FinetuneConfig}, ["on"], "on is none of one, two (see program --help)"),
@@ -86,6 +92,7 @@ def test_a_mistyped_option_is_told_what_it_may_have_been(monkeypatch, encoding, 
 
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
     given = ["--data=d", "--out=o"] if words != ["on"] else []
+    default = recipe("crossmae-base", None) if "FLOAT" in said else None
     with pytest.raises(UserError) as found:
-        parse(config, [*words, *given], prog="program")
+        parse(config, [*words, *given], prog="program", default=default)
     assert said in str(found.value) and "\n" not in str(found.value)

@@ -143,6 +143,7 @@ def test_weights_of_other_types_and_shapes(checkpoint, change, said):
         ("seed", []),
         ("fbank_mean", "0"),
         ("fbank_std", float("nan")),
+        ("fbank_std", -1),
     ],
 )
 def test_a_configuration_that_no_run_writes(checkpoint, name, value):

@@ -256,7 +256,7 @@ def test_a_step_is_taken_on_the_device_and_never_waits_for_it(monkeypatch):
         with torch.device("cuda"):
             task = Finetuning(config, labels_of([2, 0], [], [1]))
             inputs = Inputs(
-                image=torch.empty(3, 3, 224, 224),
+                image=torch.empty(3, 1, 3, 224, 224),
                 fbank=torch.empty(3, 1024, 128),
                 valid_frames=torch.empty(3, dtype=torch.int64),
                 seeds=torch.empty(3, dtype=torch.int64),

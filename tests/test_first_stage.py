@@ -1,11 +1,12 @@
 """What a run takes from another one (--init, --teacher, fine-tuning): heads agree, the fbank scale is converted."""
 
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from shards_spec.errors import UserError
@@ -173,6 +174,21 @@ def test_init_teacher_and_a_file_give_the_features_that_they_gave(first_stage, t
     ours = model()
     assert SAID in initialise(ours, visual=None, audio=folder / WEIGHTS_FILE, scale=SCALE)
     assert_as_before(ours.audio_encoder, fbank, tokens)
+
+
+@pytest.mark.parametrize(("part", "shape"), [("weight", (32, 256)), ("weight", (0,)), ("bias", (1,)), ("bias", ())])
+def test_a_patch_embedding_that_is_none_is_refused(part, shape, first_stage, tmp_path):
+    whole = first_stage[0]
+    name = f"audio_encoder.patch_embed.proj.{part}"
+    folder = shutil.copytree(whole, tmp_path / "run")
+    save_file(load_file(whole / WEIGHTS_FILE) | {name: torch.zeros(shape)}, folder / WEIGHTS_FILE)
+    said = r"model\.safetensors holds no encoder of ours: .* has a weight of \[.*\], expected \[D, 1, 16, 16\] and"
+    with pytest.raises(UserError, match=said):
+        initialise_from_run(model(), folder, SCALE)
+    with pytest.raises(UserError, match=said):
+        take_teacher(model(tiny(targets="teacher")), folder, SCALE)
+    with pytest.raises(UserError, match=said):
+        load_encoders(Classifier(tiny().encoder, inputs="a", classes=3), folder, SCALE)
 
 
 def test_fine_tuning_on_another_scale_begins_with_the_same_features(first_stage):

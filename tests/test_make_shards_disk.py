@@ -64,9 +64,9 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert sorted(there) == [".make-shards.lock", "plan.parquet", "shard-000000.parquet", "shard-000000.tar"]
     last = (tmp_path / "full.txt").read_text().splitlines()[-1]
     assert last.startswith("make-shards: error: ") and "disk/out/shard-000001.tar: " in last
-    assert "No space left on device; finished shards are kept, mend this and run the same command again" in last
+    assert "No space left on device: make room there; finished shards are kept, mend this and run" in last
     assert "Traceback" not in (tmp_path / "full.txt").read_text()
-    assert "Read-only file system; finished shards are kept" in (tmp_path / "read_only.txt").read_text()
+    assert "Read-only file system: mount it for writing" in (tmp_path / "read_only.txt").read_text()
     for path in (tmp_path / "whole").glob("*.tar"):
         assert _sha256(tmp_path / "copies" / path.name) == _sha256(path)
 

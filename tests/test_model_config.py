@@ -77,7 +77,7 @@ def test_bad_dicts_are_refused(values: dict[str, Any], message: str) -> None:
     [
         (EncoderConfig, {"heads": 7}, "encoder.heads is 7: allowed are divisors of encoder.dim, which is 768"),
         (EncoderConfig, {"dim": 770}, "encoder.dim is 770: allowed are multiples of 4"),
-        (PixelConfig, {"depth": 0}, "pixel.depth is 0: allowed are 1 and more"),
+        (PixelConfig, {"depth": 0}, "pixel.depth is 0: allowed are 1 to 1000"),
         (MaskConfig, {"image_ratio": 1.0}, "mask.image_ratio is 1.0: allowed are 0 to below 1"),
         (MaskConfig, {"audio_ratio": -0.1}, "mask.audio_ratio is -0.1"),
         (MaskConfig, {"audio_strategy": "freq"}, "'freq': allowed are random, time, frequency, time-frequency"),

@@ -139,6 +139,18 @@ def changed(run, folder, change):
             lambda values: values["model"]["encoder"].update(depth=3),
             "holds another model than its config.json describes",
         ),
+        (
+            lambda values: values["model"]["encoder"].update(dim=65_536),
+            r"holds another model than its config.json describes: \S+ is \[1, 1, 32\], expected \[1, 1, 65536\]",
+        ),
+        (
+            lambda values: values["model"]["encoder"].update(dim=4 * 10**17),
+            r"not the config.json of a CrossMAE: encoder.dim is 400000000000000000: allowed are multiples of 4",
+        ),
+        (
+            lambda values: values["model"]["pixel"].update(depth=10**9),
+            r"not the config.json of a CrossMAE: pixel.depth is 1000000000: allowed are 1 to 1000",
+        ),
     ],
 )
 def test_a_damaged_config_is_said_in_one_line(run, tmp_path, change, message):

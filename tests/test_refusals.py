@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from shards_spec.errors import DamagedSampleError, UserError, reason, refusal
 from shards_spec.tables import read_table
 from tests.datasets import make_dataset
 from tests.refusals import forbidden, open_files
+from tools import make_world
 from tools.verify_shards import main as verify_shards
 from training.checkpoint import read_json
 from training.evaluation.metadata import read_metadata
@@ -174,6 +176,9 @@ def test_every_command_tells_what_the_system_refuses_in_one_line(tmp_path, capsy
     with pytest.raises(SystemExit) as ended, one_line_errors("command"):
         raise UserError("two\nlines")
     assert ended.value.code == 2 and capsys.readouterr().err == "command: error: two lines\n"
+    with pytest.raises(SystemExit) as ended, one_line_errors("command"):
+        signal.raise_signal(signal.SIGINT)
+    assert ended.value.code == 130 and capsys.readouterr().err == "command: stopped by SIGINT\n"
 
 
 def test_reasons_are_the_systems_own_words():
@@ -203,3 +208,9 @@ def test_a_dataset_json_of_other_types_is_damaged(dataset, value):
                 dataset_from_json(json.dumps(whole | {"shards": shards}).encode(), path)
     with pytest.raises(UserError, match=r"dataset\.json is damaged"):
         dataset_from_json(b"[" * 100_000, path)
+
+
+def test_a_world_that_cannot_be_written_says_what_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(make_world, "_write_files", refusing(errno.EMFILE)(make_world._write_files))
+    assert make_world.main([str(tmp_path / "world"), "--clips", "8"]) == 1
+    assert "Too many open files: raise the limit, ulimit -n; mend this and run it again" in capsys.readouterr().err

@@ -122,6 +122,18 @@ def test_what_may_not_change_is_refused(dataset, run, arguments, message, capsys
     assert message in mistake(capsys, *SMALL, f"--data={dataset}", f"--out={run}", *BEGUN, *arguments)
 
 
+@pytest.mark.parametrize(
+    "damage", [{"lr": "2e-5"}, {"betas": 3}, {"betas": ["a", "b"]}, {"betas": {}}, {"betas": [0.9]}, {"clip_grad": -1}]
+)
+def test_damaged_options_of_the_optimizer_are_told_with_their_file(damage, dataset, run, capsys):
+    (checkpoint,) = checkpoints(run)
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["optimizer"] |= damage
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    said = mistake(capsys, *SMALL, f"--data={dataset}", f"--out={run}", *BEGUN)
+    assert f"error: {checkpoint / 'config.json'} is damaged (" in said and "resume from another checkpoint" in said
+
+
 def test_the_scale_of_fbanks_stays_where_nothing_is_said_of_it(dataset, run):
     loop = loop_of(dataset, run, *(word for word in BEGUN if "fbank" not in word))
     assert (loop.config.fbank_mean, loop.config.fbank_std) == (-3.5, 4.0)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from shards_spec.command_line import one_line_errors, parse
 from shards_spec.errors import UserError
-from tools.vectors import cav_mae, mavil
+from tools.vectors import cav_mae, deepavfusion, mavil
 from tools.vectors.file import Vectors, read_vectors
 
 COMPARED = ("outputs/", "grads/", "grad_norms/")
@@ -30,8 +30,12 @@ Compute = Callable[[Vectors], Mapping[str, Tensor]]
 METHODS: dict[str, Compute] = {
     "weights/patch_embed_a.proj.weight": cav_mae.compute,
     "weights/patch_embed_v.proj.weight": mavil.compute,
+    "weights/encoder.fusion_tokens": deepavfusion.compute,
 }
-TOLERANCES = mavil.TOLERANCES  # of entries that are given one of their own, where it is the larger one
+TOLERANCES = (
+    mavil.TOLERANCES | deepavfusion.TOLERANCES
+)  # of entries that are given one of their own, where it is the larger one
+_ROUND_OFF = 1e-9  # an entry that is nowhere larger is 0, but for what rounding left of it: compared absolutely
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +110,7 @@ def _compare(name: str, expected: Tensor, found: Tensor | None, tolerance: float
         return Row(name, 0.0, 0.0, is_equal=True, tolerance=tolerance)
     largest = float(expected.double().abs().max())
     absolute = float(difference.max())
-    relative = absolute / largest if largest else absolute
+    relative = absolute / max(largest, _ROUND_OFF)
     return Row(name, absolute, relative, is_equal=relative <= tolerance, tolerance=tolerance)  # NaN is not
 
 

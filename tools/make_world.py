@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from shards_spec.command_line import one_line_errors, parse
 from shards_spec.cores import usable_cores
-from shards_spec.errors import UserError
+from shards_spec.errors import UserError, refusal
 from shards_spec.messages import tell
 from tools.world.classes import LevelName
 from tools.world.direct import begin_split, build_direct_shard, finish_split, plan_split, shards_of
@@ -105,8 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
             tell("stopped; run the same command again to go on")
             return 130
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            tell(f"error: {where}{error.strerror}; mend this and run it again")
+            tell(f"error: {refusal(error)}; mend this and run it again")
             return 1
     return 0
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from training.methods.interface import Inputs
 from training.methods.shared import streams
-from training.methods.shared.masking import noise
+from training.methods.shared.masking import uniform
 
 # B samples, F frames of each, S pixels a side, T fbank rows, M mel bins, W samples of sound.
 _RATIO = 4 / 3  # the widest crop is so many times as wide as high, the narrowest as high as wide
@@ -56,11 +56,6 @@ def augment(inputs: Inputs, config: AugmentConfig) -> Inputs:
     if waveform is not None and config.gain:
         waveform = change_gain(waveform, seeds, config.gain)
     return replace(inputs, image=image, fbank=fbank, waveform=waveform)
-
-
-def uniform(seeds: Tensor, stream: int, count: int) -> Tensor:
-    """Numbers in [0, 1), float64 [B, count], of (seed, stream, index) for seeds int64 [B]."""
-    return (noise(seeds, stream, count) & (2**53 - 1)).double() * 2.0**-53
 
 
 def crop_and_flip(image: Tensor, seeds: Tensor, *, least: float, flipped: float) -> Tensor:

@@ -50,6 +50,7 @@ _CONFIG_KINDS: dict[str, tuple[type, ...]] = {
     "cache_dir": (str, type(None)),
     "cache_size": (str,),
 }
+_ABOVE_ZERO = ("batch_size", "fbank_std")
 _ABANDONED_SUFFIX = ".abandoned"
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -339,6 +340,7 @@ def read_config(folder: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
     for name in _CONFIG_KINDS.keys() & config.keys():
         value = config[name]
         is_finite = type(value) is not float or math.isfinite(value)
-        if type(value) not in _CONFIG_KINDS[name] or not is_finite or (name == "batch_size" and value < 1):
+        is_of_kind = type(value) in _CONFIG_KINDS[name] and is_finite
+        if not is_of_kind or (name in _ABOVE_ZERO and value is not None and value <= 0):
             raise UserError(f"{path} is damaged ({name} is {value!r}): use another checkpoint")
     return config

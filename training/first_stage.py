@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from shards_spec.errors import UserError
+from training.checkpoint import WEIGHTS_FILE
 from training.config import RunConfig
 from training.methods.crossmae.config import CrossMAEConfig
 from training.methods.shared.encoder import EncoderConfig
@@ -70,10 +71,18 @@ class FirstStage:
 
         Where x' = (f - m') / s' is what the audio encoder knows and x = (f - m) / s what it will get, x' = a x + b with
         a = s / s' and b = (m - m') / s'. So the kernel is multiplied by a, and the bias grows by b times its sum.
+
+        Raises:
+            UserError: the kernel and bias of the audio patch embedding are none.
         """
         result = dict(state)
         kernel, bias = (result.get(f"{_PATCHES}.{part}") for part in ("weight", "bias"))
         if scale != self.scale and kernel is not None and bias is not None:
+            if kernel.ndim != 4 or bias.shape != kernel.shape[:1]:
+                raise UserError(
+                    f"{self.folder / WEIGHTS_FILE} holds no encoder of ours: {_PATCHES} has a weight of"
+                    f" {list(kernel.shape)} and a bias of {list(bias.shape)}, expected [D, 1, 16, 16] and [D]"
+                )
             factor, shift = scale.std / self.scale.std, (scale.mean - self.scale.mean) / self.scale.std
             wide = kernel.double()
             result[f"{_PATCHES}.weight"] = (factor * wide).to(kernel.dtype)

@@ -12,6 +12,7 @@ model.push_to_hub("me/crossmae-base")
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from torch import Tensor
@@ -20,7 +21,7 @@ from shards_spec.errors import UserError
 from training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, find_checkpoint, load_weights, read_config, write_json
 from training.methods.crossmae import config_from_dict, model
 from training.stream.loader import Normalise
-from training.tensor_files import write_safetensors
+from training.tensor_files import read_shapes, write_safetensors
 
 # What a saved model tells of the run that made it. The rest of a run's config.json is about the machine: folders.
 _PUBLIC = (
@@ -113,9 +114,27 @@ class CrossMAE(
             folder = _download(str(pretrained_model_name_or_path), hub_options)
         elif not (folder / WEIGHTS_FILE).is_file():
             folder = find_checkpoint(folder)
-        result = cls(read_config(folder))
+        config = read_config(folder)
+        cls._check_sizes(config, folder)
+        result = cls(config)
         load_weights(folder, result)
         return result.eval()
+
+    @classmethod
+    def _check_sizes(cls, config: dict[str, Any], folder: Path) -> None:
+        """Refuses a config.json whose sizes are not those of the weights, before memory is taken for such a model."""
+        try:
+            with torch.device("meta"):
+                described = cls(config).state_dict()
+        except RuntimeError as error:  # torch's, of sizes that it cannot count
+            raise UserError(f"{folder / CONFIG_FILE} is damaged ({error}): use another checkpoint") from error
+        shapes = read_shapes(folder / WEIGHTS_FILE, "use another checkpoint")
+        for name, value in described.items():
+            if shapes.get(name) != list(value.shape):
+                raise UserError(
+                    f"{folder / WEIGHTS_FILE} holds another model than its config.json describes:"
+                    f" {name} is {shapes.get(name, 'missing')}, expected {list(value.shape)}"
+                )
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Weights and config.json, as a checkpoint has them; what config.json says of the machine is left out."""

@@ -92,7 +92,7 @@ def check_same_run(checkpoint: Path, config: RunConfig, fingerprint: str, identi
 
 def _check_optimizer_and_scale(checkpoint: Path, config: RunConfig, theirs: dict[str, Any]) -> None:
     """Refuses what would make the moments, or the weights, those of something else."""
-    kind = _optimizer_options(theirs).kind
+    kind = _optimizer_options(theirs, checkpoint).kind
     if kind != config.optimizer.kind:
         raise UserError(
             f"{checkpoint} was trained with --optimizer.kind {kind}, not {config.optimizer.kind}: say the former, or"
@@ -127,7 +127,7 @@ def going_on(checkpoint: Path, config: Config) -> tuple[Config, list[str]]:
 
 def _changes(checkpoint: Path, theirs: dict[str, Any], config: RunConfig) -> list[str]:
     """The options that take effect from now on, old and new, and what follows from another batch size."""
-    then, now = dict(_leaves(_told(theirs))), dict(_leaves(_told(config.to_dict())))
+    then, now = (dict(_leaves(_told(values, checkpoint))) for values in (theirs, config.to_dict()))
     changed = [name for name in now if name in then and then[name] != now[name]]
     if not changed:
         return []
@@ -141,10 +141,10 @@ def _changes(checkpoint: Path, theirs: dict[str, Any], config: RunConfig) -> lis
     return lines
 
 
-def _told(config: dict[str, Any]) -> dict[str, Any]:
+def _told(config: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     """What is worth telling of a config.json."""
     told = {name: value for name, value in config.items() if name not in _NOT_TOLD}
-    return told | {"optimizer": asdict(_optimizer_options(config))}
+    return told | {"optimizer": asdict(_optimizer_options(config, checkpoint))}
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -160,14 +160,15 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _optimizer_options(config: dict[str, Any]) -> OptimizerConfig:
+def _optimizer_options(config: dict[str, Any], checkpoint: Path) -> OptimizerConfig:
     """The optimizer's options in a config.json; what an older version did not know has its default."""
     known = asdict(OptimizerConfig())
     told = {name: value for name, value in config.get("optimizer", {}).items() if name in known}
     try:
-        return OptimizerConfig(**told | {"betas": tuple(told.get("betas", known["betas"]))})
+        first, second = told.get("betas", known["betas"])
+        return OptimizerConfig(**told | {"betas": (first, second)})
     except (TypeError, ValueError) as error:
-        raise UserError(f"{CONFIG_FILE} of the checkpoint is damaged ({error}): resume from another one") from error
+        raise UserError(f"{checkpoint / CONFIG_FILE} is damaged ({error}): resume from another checkpoint") from error
 
 
 def resume_optimizer(
@@ -187,7 +188,7 @@ def resume_optimizer(
         UserError: the file is damaged, or of another model.
     """
     saved = load_optimizer(checkpoint)
-    then = make_optimizer(_optimizer_options(read_config(checkpoint)))
+    then = make_optimizer(_optimizer_options(read_config(checkpoint), checkpoint))
     try:
         if not saved["optimizer"]["state"] and "scaler" not in saved:  # with one, every step may have overflowed
             raise ValueError("it holds no moments")

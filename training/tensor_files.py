@@ -1,16 +1,18 @@
 """Files of tensors. They may be cut, damaged, or of another kind: one line says what is wrong. Nothing in them is run.
 
 read_safetensors    tensors by name
+read_shapes         their shapes alone
 read_torch          whatever `torch.load(weights_only=True)` gives
 check_types         that integers do not become weights
 write_safetensors   with a checksum, and errors of the disk that are OSErrors
 """
 
+import contextlib
 import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +43,29 @@ def read_safetensors(path: Path, instead: str) -> dict[str, Tensor]:
         DamagedFileError: it is no such file, not a whole one, or its bytes are not those that were written.
         UserError: the system does not give it.
     """
+    with _opened(path, instead) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        recorded = (file.metadata() or {}).get(_CRC32)
+    if recorded not in (None, _crc32(tensors)):  # none in files of others, and of older versions
+        raise DamagedFileError(f"{path} is damaged (its bytes are not those that were written): {instead}")
+    return tensors
+
+
+def read_shapes(path: Path, instead: str) -> dict[str, list[int]]:
+    """The shapes of the tensors of a safetensors file, as its header tells them. Raises as `read_safetensors`."""
+    with _opened(path, instead) as file:
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, instead: str) -> Iterator[Any]:
     try:
         with path.open("rb"), safe_open(path, "pt") as file:  # safetensors says of what it cannot open: there is none
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-            recorded = (file.metadata() or {}).get(_CRC32)
+            yield file
     except OSError as error:
         raise UserError(f"{path} cannot be read ({reason(error)})") from error
     except SafetensorError as error:
         raise DamagedFileError(f"{path} is no whole safetensors file ({_first_line(error)}): {instead}") from error
-    if recorded not in (None, _crc32(tensors)):  # none in files of others, and of older versions
-        raise DamagedFileError(f"{path} is damaged (its bytes are not those that were written): {instead}")
-    return tensors
 
 
 def read_torch(path: Path, instead: str) -> Any:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Vectors:
-    """What a file holds; weights and inputs as `dtype`."""
+    """What a file holds; weights and inputs as `dtype`, `config` parsed from its metadata."""
 
     tensors: dict[str, Tensor]
     config: dict[str, Any]
+    metadata: dict[str, str]
     dtype: torch.dtype
 
     def part(self, prefix: str) -> dict[str, Tensor]:
@@ -36,4 +37,5 @@ def read_vectors(path: Path, dtype: torch.dtype) -> Vectors:
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    return Vectors(tensors=tensors, config=json.loads(metadata.get("config", "{}")), dtype=dtype)
+    config = json.loads(metadata.get("config", "{}"))
+    return Vectors(tensors=tensors, config=config, metadata=metadata, dtype=dtype)

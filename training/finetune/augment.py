@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.augment import add_noise, shift, uniform
+from training.augment import add_noise, shift
 from training.methods.shared import streams
+from training.methods.shared.masking import uniform
 
 # B samples, T fbank rows, M mel bins, C classes.
 

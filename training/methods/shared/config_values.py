@@ -40,6 +40,8 @@ def _value(kind: Any, value: Any, path: str) -> Any:
         return from_dict(kind, value, f"{path}.")
     if kind is float and type(value) is int:  # JSON writers may drop the point of 1.0
         return float(value)
+    if isinstance(value, list) and not isinstance(kind, type):  # JSON has no tuples
+        return tuple(value)
     if isinstance(kind, type) and type(value) is not kind:
         raise ValueError(f"{path} is {value!r}: allowed is a value of type {kind.__name__}")
     return value
@@ -54,11 +56,16 @@ def check_literals(section: str, config: Any) -> None:
             raise ValueError(f"{section}.{f.name} is {value!r}: allowed are {', '.join(get_args(hints[f.name]))}")
 
 
+_LARGEST_DIM, _LARGEST_DEPTH = 65_536, 1_000  # beyond any model; what asks for more is a mistake, or damaged
+
+
 def check_sizes(section: str, *, width: int, depth: int, heads: int) -> None:
     """Refuses the sizes of a stack of blocks that cannot be built."""
-    if depth < 1:
-        raise ValueError(f"{section}.depth is {depth}: allowed are 1 and more")
-    if width < 4 or width % 4:
-        raise ValueError(f"{section}.dim is {width}: allowed are multiples of 4 (2-D sin-cos positions)")
+    if not 1 <= depth <= _LARGEST_DEPTH:
+        raise ValueError(f"{section}.depth is {depth}: allowed are 1 to {_LARGEST_DEPTH}")
+    if not 4 <= width <= _LARGEST_DIM or width % 4:
+        raise ValueError(
+            f"{section}.dim is {width}: allowed are multiples of 4 (2-D sin-cos positions) up to {_LARGEST_DIM}"
+        )
     if heads < 1 or width % heads:
         raise ValueError(f"{section}.heads is {heads}: allowed are divisors of {section}.dim, which is {width}")

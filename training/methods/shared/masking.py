@@ -59,6 +59,11 @@ def noise(seeds: Tensor, stream: int, count: int) -> Tensor:
     return splitmix64(key[:, None] ^ index[None, :])
 
 
+def uniform(seeds: Tensor, stream: int, count: int) -> Tensor:
+    """Numbers in [0, 1), float64 [B, count], of (seed, stream, index) for seeds int64 [B]."""
+    return (noise(seeds, stream, count) & (2**53 - 1)).double() * 2.0**-53
+
+
 def mask_image(seeds: Tensor, tokens: int, ratio: float) -> Mask:
     """Random masking of an image's tokens (eq. 4)."""
     return keep_first(noise(seeds, IMAGE_MASK, tokens).argsort(dim=1, stable=True), kept_count(tokens, 1 - ratio))
