@@ -198,6 +198,18 @@ def test_a_preset_that_is_none_is_refused(capsys):
         assert ended.value.code == 2 and said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("told", [["--batch-size=4"], ["--batch-size=8", "--device-batch-size=4"]])
+def test_a_batch_whose_groups_would_compare_nothing_is_refused(dataset, tmp_path, capsys, told):
+    with pytest.raises(SystemExit) as ended:
+        main(["--preset=cav-mae-tiny", f"--data={dataset}", f"--out={tmp_path / 'run'}", "--steps=1", *told])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "within each of 4 groups of the batch, which has 4 samples" in said
+    assert said.count("\n") == 1
+    Pretraining(parse_arguments(["--preset=cav-mae-tiny", "--data=d", "--out=o", "--batch-size=8"]))
+    cached = ["--batch-size=8", "--device-batch-size=4", "--contrast-cache"]
+    Pretraining(parse_arguments(["--preset=cav-mae-tiny", "--data=d", "--out=o", *cached]))
+
+
 def test_a_recipe_is_what_the_command_line_begins_with():
     config = parse_arguments(["--preset=cav-mae-base", "--data=d", "--out=o", "--epochs=3"])
     expected = recipe("cav-mae-base", None)

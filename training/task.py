@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from shards_spec.errors import UserError
 from training.augment import augment
 from training.config import OptimizerConfig, TrainConfig
 from training.flops import flops_per_sample
@@ -68,7 +69,12 @@ class Pretraining:
         self.config = config
         torch.manual_seed(config.seed)
         self.weights = METHODS[config.method].build(config.model)
-        self.needs_all_pieces = config.contrast_cache and config.micro_steps(world) > 1  # a single piece sees all
+        pieces = config.micro_steps(world)
+        self.needs_all_pieces = config.contrast_cache and pieces > 1  # a single piece sees all
+        try:
+            self.weights.check_batch(config.batch_size if config.contrast_cache else config.batch_size // pieces)
+        except ValueError as error:
+            raise UserError(str(error)) from error
         self._cached: list[dict[str, CachedLoss]] = []
 
     def initialise(self, scale: FbankScale) -> list[str]:

@@ -159,6 +159,13 @@ class Model(nn.Module, ABC):
         """The parameters that the contrastive loss `name` has itself."""
         return ()
 
+    def check_batch(self, pairs: int) -> None:
+        """Refuses a batch of so many samples of all processes, of which a contrastive loss could compare nothing.
+
+        Raises:
+            ValueError: what is allowed.
+        """
+
     def after_start(self) -> None:
         """Called when the weights were given a start from elsewhere, before the first step; not after resuming."""
 

@@ -8,7 +8,7 @@ from training.methods.cav_mae.config import Direction
 from training.methods.shared.blocks import without_autocast
 from training.methods.shared.contrast import all_pairs
 
-_GROUPS = 4  # the authors' GPUs, each of which compared its own share of the batch
+GROUPS = 4  # the authors' GPUs, each of which compared its own share of the batch
 
 
 def contrast(audio: Tensor, image: Tensor, temperature: float, *, direction: Direction, in_groups: bool) -> Tensor:
@@ -24,7 +24,7 @@ def contrast(audio: Tensor, image: Tensor, temperature: float, *, direction: Dir
     columns = torch.arange(len(pairs.all_audio), device=audio.device)
     is_other = None
     if in_groups:
-        size = -(-len(columns) // _GROUPS)
+        size = -(-len(columns) // GROUPS)
         is_other = rows[:, None] // size != columns[None, :] // size
     to_audio = _cross_entropy(pairs.image, pairs.all_audio, temperature, rows, is_other)
     if direction == "video_to_audio":

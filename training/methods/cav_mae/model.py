@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from training.methods.cav_mae.config import CAVMAEConfig
 from training.methods.cav_mae.decoder import Decoder
 from training.methods.cav_mae.encoder import SharedEncoder, Stream, audio_encoder, image_encoder
-from training.methods.cav_mae.losses import contrast
+from training.methods.cav_mae.losses import GROUPS, contrast
 from training.methods.cav_mae.masking import mask_audio, mask_image
 from training.methods.interface import CachedLoss, Encoded, Features, Inputs, Model, Output, Reads, Rebuilt, Side
 from training.methods.shared.losses import patch_statistics, pixel_loss
@@ -53,6 +53,15 @@ class CAVMAE(Model):
     def has_contrast(self) -> bool:
         """Whether there is a contrastive loss: in CAV-MAE and CAV."""
         return self.config.contrast.weight > 0
+
+    def check_batch(self, pairs: int) -> None:
+        """Groups of a single pair would have no negatives, and a contrastive loss of 0."""
+        if self.has_contrast and self.config.contrast.negatives == "groups" and pairs <= GROUPS:
+            raise ValueError(
+                f"the contrastive loss compares within each of {GROUPS} groups of the batch, which has {pairs} samples:"
+                f" give --batch-size {2 * GROUPS} or more (--contrast-cache where it is taken in pieces), or"
+                " --model.contrast.negatives global"
+            )
 
     def forward(self, inputs: Inputs, cached: dict[str, CachedLoss] | None = None) -> Output:
         """The loss of B pairs, eq. 10."""
