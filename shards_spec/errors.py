@@ -48,7 +48,8 @@ def reason(error: OSError) -> str:
     said = " ".join(str(error.strerror or error).split())
     if error.errno is not None and ". Detail: [errno" in said:  # pyarrow's, around the system's own words
         said = os.strerror(error.errno)
-    return f"{said}: {_NEXT[error.errno]}" if error.errno in _NEXT else said
+    is_its_own = error.errno is not None and said == os.strerror(error.errno)  # else a library's words, of its own case
+    return f"{said}: {_NEXT[error.errno]}" if is_its_own and error.errno in _NEXT else said
 
 
 def refusal(error: OSError) -> str:
