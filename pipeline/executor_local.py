@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
 
 from pipeline.decoder_process import StoppedError, start_fork_server
 from pipeline.progress import Progress
@@ -18,9 +17,15 @@ def run_local(job: Callable[[int], ShardJob], numbers: Sequence[int], progress: 
     stop = threading.Event()
 
     def task(number: int) -> None:
-        if not stop.is_set():
-            with suppress(StoppedError):
-                do(job(number), stop=stop, on_clip=lambda ok: progress.clips(int(ok), int(not ok)))
+        if stop.is_set():
+            return
+        try:
+            do(job(number), stop=stop, on_clip=lambda ok: progress.clips(int(ok), int(not ok)))
+        except StoppedError:
+            return
+        except BaseException:
+            stop.set()  # here: this thread would begin the next shard before the main one has heard of it
+            raise
 
     start_fork_server()
     with ThreadPoolExecutor(workers, thread_name_prefix="shard") as pool:
