@@ -5,15 +5,15 @@ stage", after MAViL): the encoders of a finished first run, frozen.
 """
 
 import copy
-from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from training.methods.shared.encoder import Encoder
+from training.methods.shared.frozen import Frozen
 
 
-class Teacher(nn.Module):
+class Teacher(Frozen):
     """Copies of both encoders: parts of the state dict, without gradient, always in eval behaviour."""
 
     def __init__(self, image_encoder: Encoder, audio_encoder: Encoder, *, is_ready: bool) -> None:
@@ -21,14 +21,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.image_encoder = copy.deepcopy(image_encoder)
         self.audio_encoder = copy.deepcopy(audio_encoder)
-        self.is_ready = is_ready
-        self.requires_grad_(False)
-        self.eval()
-        self.register_load_state_dict_pre_hook(_note_weights)
-
-    def train(self, mode: bool = True) -> "Teacher":
-        """Stays in eval behaviour, whatever the model around it does."""
-        return super().train(False)
+        self.freeze(is_ready=is_ready)
 
     @torch.no_grad()
     def forward(self, image: Tensor, fbank: Tensor, is_valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -46,26 +39,6 @@ class Teacher(nn.Module):
         return self.image_encoder.full_view(image), self.audio_encoder.full_view(fbank.unsqueeze(1), is_valid)
 
     @torch.no_grad()
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Takes the encoders out of the state of a whole CrossMAE; its other entries are not looked at.
-
-        Raises:
-            ValueError: an encoder's weight is missing or of another shape.
-        """
-        own = self.state_dict()
-        missing = [name for name in own if name not in state]
-        if missing:
-            raise ValueError(f"no teacher: {len(missing)} of {len(own)} weights are missing, the first is {missing[0]}")
-        for name, value in own.items():
-            if state[name].shape != value.shape:
-                raise ValueError(
-                    f"no teacher: {name} is {list(state[name].shape)}, the model's own is {list(value.shape)}:"
-                    " the encoders of both stages have the same size"
-                )
-            value.copy_(state[name])  # state_dict() shares its memory with the module
-        self.is_ready = True
-
-    @torch.no_grad()
     def follow(self, image_encoder: Encoder, audio_encoder: Encoder, momentum: float) -> None:
         """Moves each weight to momentum * itself + (1 - momentum) * the model's, in one fused call without a wait.
 
@@ -74,9 +47,3 @@ class Teacher(nn.Module):
         own: list[Tensor] = [*self.image_encoder.parameters(), *self.audio_encoder.parameters()]
         online: list[Tensor] = [*image_encoder.parameters(), *audio_encoder.parameters()]
         torch._foreach_lerp_(own, online, 1 - momentum)
-
-
-def _note_weights(module: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
-    """Before a state dict is loaded: a checkpoint that holds a teacher makes it ready."""
-    assert isinstance(module, Teacher)
-    module.is_ready |= any(name.startswith(prefix) for name in state)

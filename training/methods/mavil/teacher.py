@@ -4,7 +4,6 @@
 """
 
 import copy
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +12,11 @@ from torch import Tensor, nn
 from training.methods.mavil.config import TOP, MAViLConfig
 from training.methods.mavil.encoder import Encoder, video_input
 from training.methods.mavil.fusion import Fusion
+from training.methods.shared.frozen import Frozen
 from training.methods.shared.losses import TOKEN_EPS
 
 
-class Teacher(nn.Module):
+class Teacher(Frozen):
     """Copies of the encoders, and of the fusion where the target is its: without gradient, always in eval behaviour.
 
     A part of the state dict, so that a resumed run has the same targets.
@@ -28,14 +28,7 @@ class Teacher(nn.Module):
         self.audio_encoder = copy.deepcopy(audio_encoder)
         self.video_encoder = copy.deepcopy(video_encoder)
         self.fusion = copy.deepcopy(fusion) if config.target.source == "fusion" else None
-        self.is_ready = False
-        self.requires_grad_(False)
-        self.eval()
-        self.register_load_state_dict_pre_hook(_note_weights)
-
-    def train(self, mode: bool = True) -> "Teacher":
-        """Stays in eval behaviour, whatever the model around it does."""
-        return super().train(False)
+        self.freeze(is_ready=False)
 
     @torch.no_grad()
     def forward(self, video: Tensor, fbank: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,34 +66,7 @@ class Teacher(nn.Module):
             return _layer_norm(tokens[-1])
         return torch.stack([_layer_norm(layer) for layer in tokens]).mean(dim=0)
 
-    @torch.no_grad()
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Takes its parts out of the state of a whole MAViL; other entries are not looked at.
-
-        Raises:
-            ValueError: a weight is missing or of another shape.
-        """
-        own = self.state_dict()
-        missing = [name for name in own if name not in state]
-        if missing:
-            raise ValueError(f"no teacher: {len(missing)} of {len(own)} weights are missing, the first is {missing[0]}")
-        for name, value in own.items():
-            if state[name].shape != value.shape:
-                raise ValueError(
-                    f"no teacher: {name} is {list(state[name].shape)}, the model's own is {list(value.shape)}: teacher"
-                    " and student have the same size"
-                )
-        for name, value in own.items():
-            value.copy_(state[name])  # state_dict() shares its memory with the module
-        self.is_ready = True
-
 
 def _layer_norm(tokens: Tensor) -> Tensor:
     """Each token in its own mean and deviation, without scales, in float32."""
     return F.layer_norm(tokens.float(), tokens.shape[-1:], eps=TOKEN_EPS)
-
-
-def _note_weights(module: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
-    """Before a state dict is loaded: a checkpoint that holds a teacher makes it ready."""
-    assert isinstance(module, Teacher)
-    module.is_ready |= any(name.startswith(prefix) for name in state)
